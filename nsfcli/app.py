@@ -1,0 +1,143 @@
+"""The Typer app; the one place where an error becomes a sentence and an exit code."""
+
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from nsfcli import __version__
+from nsfcli.command import Settings
+from nsfcli.console import Console
+from stages.errors import UserError
+
+# The subcommands, in pipeline order, and the help panel of each; a module of that name holds the function of that name.
+COMMANDS = {
+    "train": "Before: a classifier to repair",
+    "extract": "The six stages, in pipeline order",
+    "identify": "The six stages, in pipeline order",
+    "neutralize": "The six stages, in pipeline order",
+    "eliminate": "The six stages, in pipeline order",
+    "update": "The six stages, in pipeline order",
+    "evaluate": "The six stages, in pipeline order",
+    "metrics": "After: what came of it",
+}
+
+# Options of every command: they may stand before or after its name. Value: whether the option takes a value.
+GLOBAL_OPTIONS = {"--json": False, "--quiet": False, "--debug": False, "--params": True, "--device": True}
+
+EXIT_USER_ERROR = 1
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class Group(TyperGroup):
+    """The top-level command: takes global options anywhere, and turns errors into sentences and exit codes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, hoist(args))
+
+    def invoke(self, ctx: Any) -> Any:
+        settings: Settings | None = None
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            settings = ctx.obj
+            if settings is not None and settings.debug:
+                raise
+            Console().error(str(error))
+            raise typer.Exit(EXIT_USER_ERROR) from error
+        except KeyboardInterrupt as error:
+            Console().error("interrupted; nothing was written.")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except Exception as error:
+            # Typer's and Click's own exceptions know how to show themselves.
+            settings = ctx.obj
+            if type(error).__module__.startswith("typer") or settings is None or settings.debug:
+                raise
+            text = " ".join(str(error).split())
+            Console().error(f"unexpected failure ({type(error).__name__}: {text}); --debug shows where.")
+            raise typer.Exit(EXIT_USER_ERROR) from error
+
+
+def hoist(args: list[str]) -> list[str]:
+    """Move global options in front of the subcommand, so that `nsf identify --json` is `nsf --json identify`."""
+    front: list[str] = []
+    rest: list[str] = []
+    queue = list(args)
+    while queue:
+        word = queue.pop(0)
+        if word == "--":
+            rest += [word, *queue]
+            break
+        name, equals, _ = word.partition("=")
+        if name not in GLOBAL_OPTIONS:
+            rest.append(word)
+            continue
+        front.append(word)
+        if GLOBAL_OPTIONS[name] and not equals and queue:
+            front.append(queue.pop(0))
+    return front + rest
+
+
+app = typer.Typer(
+    name="nsf",
+    cls=Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Global options may stand before or after the command. Docs: README.md",
+)
+
+
+def _paragraphs(text: str | None) -> str:
+    """A docstring with each paragraph on one line: the help page breaks lines where the terminal's width wants it."""
+    return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"nsf {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    help=_paragraphs(
+        """Find and remove spurious correlations from a trained classifier, without group labels, by rebuilding only its
+        last layer.
+
+        Each command reads and writes safetensors artifacts; with no option it uses the standard paths and params.yaml of
+        the current folder. [bold]dvc repro[/bold] runs them all."""
+    )
+)
+def nsf(
+    ctx: typer.Context,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors (and --json).")] = False,
+    params: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Parameters; default: params.yaml in this folder.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")] = "auto",
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """The global options, before any command."""
+    ctx.obj = Settings(Console(as_json=json, quiet=quiet), params, device, debug)
+
+
+for _name, _panel in COMMANDS.items():
+    _command = getattr(import_module(f"nsfcli.{_name}"), _name)
+    app.command(_name, help=_paragraphs(_command.__doc__), rich_help_panel=_panel)(_command)
+
+
+def main() -> None:
+    """The entry point `nsf`."""
+    # A polite kill cleans up like an interruption: temporary files go, nothing half-written stays.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,64 @@
+"""What the subcommands share: the global settings, the standard paths, and the options that name other paths."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nsfcli.console import Console
+from stages import artifacts
+
+MODEL = Path("artifacts/model")
+FEATURES = Path("artifacts/features")
+VAL = FEATURES / "val.safetensors"
+TEST = FEATURES / "test.safetensors"
+HEAD = Path("artifacts/head.safetensors")
+IDENTIFY = Path("artifacts/identify.safetensors")
+NEUTRALIZE = Path("artifacts/neutralize.safetensors")
+ELIMINATE = Path("artifacts/eliminate.safetensors")
+UPDATE = Path("artifacts/update.safetensors")
+EVALUATE = Path("artifacts/evaluate.safetensors")
+METRICS = Path("metrics/evaluate.json")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The global options, as every command finds them in `ctx.obj`."""
+
+    console: Console
+    params: Path | None
+    device: str
+    debug: bool
+
+
+def base_head(head: Path | None, features: Path, standard_features: Path) -> Path | None:
+    """The base head to use: the one given, or the standard one beside the standard features.
+
+    Features that another program wrote may come without a head, and then there is no base to compare with; features that
+    `nsf extract` wrote always have one, so that a missing file is a mistake.
+    """
+    if head is not None:
+        return head
+    if features != standard_features:
+        return None
+    return HEAD if HEAD.exists() or artifacts.written_by_nsf(features) else None
+
+
+def _option(help: str) -> object:
+    return typer.Option(help=help, metavar="FILE", rich_help_panel="Files")
+
+
+FeaturesOption = Annotated[
+    Path, _option("Features to read: a safetensors file with `features` (n,d) and `labels` (n,), from any program.")
+]
+HeadOption = Annotated[
+    Path | None,
+    _option("The base linear head: safetensors with `weight` (C,d), `bias` (C,); default: artifacts/head.safetensors."),
+]
+IdentifyOption = Annotated[Path, _option("What `nsf identify` wrote.")]
+NeutralizeOption = Annotated[Path, _option("What `nsf neutralize` wrote.")]
+EliminateOption = Annotated[Path, _option("What `nsf eliminate` wrote.")]
+UpdateOption = Annotated[Path, _option("What `nsf update` wrote.")]
+OutOption = Annotated[Path, _option("The artifact to write.")]
+MetricsOption = Annotated[Path, _option("Accuracies as JSON.")]

@@ -1,0 +1,47 @@
+"""nsf extract."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nsfcli import params
+from nsfcli.command import FEATURES, HEAD, MODEL, Settings
+
+
+@params.options("extract", "data")
+def extract(
+    ctx: typer.Context,
+    model: Annotated[Path, typer.Option(help="What `nsf train` wrote.", metavar="DIR", rich_help_panel="Files")] = MODEL,
+    out: Annotated[
+        Path,
+        typer.Option(help="The folder for the features, SPLIT.safetensors each.", metavar="DIR", rich_help_panel="Files"),
+    ] = FEATURES,
+    head_out: Annotated[
+        Path, typer.Option(help="The linear head to write.", metavar="FILE", rich_help_panel="Files")
+    ] = HEAD,
+    **overrides: str | None,
+) -> None:
+    """Write the penultimate features of each split, and the linear head.
+
+    Reads the images and artifacts/model; writes artifacts/features/SPLIT.safetensors (`features` (n,d), `labels`, `ids` and,
+    where the data has them, `attributes` (n,)) and artifacts/head.safetensors (`weight` (C,d), `bias` (C,)).
+    """
+    from stages.extract import run
+
+    settings: Settings = ctx.obj
+    sections = params.load("extract", overrides, settings.params)
+    with settings.console.progress() as progress:
+        summary = run(
+            data=sections["data"].model_dump(),
+            model=model,
+            out=out,
+            head_out=head_out,
+            device=settings.device,
+            progress=progress,
+            **sections["extract"].model_dump(),
+        )
+    counts = ", ".join(f"{name} {count}" for name, count in summary["samples"].items())
+    settings.console.result(
+        summary, line=f"features of width {summary['width']} for {counts} images -> {out}, head -> {head_out}"
+    )

@@ -1,0 +1,354 @@
+"""params.yaml <-> typed sections; options given on the command line win.
+
+One section per stage, named like it, beside `data` and `model`. Each parameter stands once, here: its type, range, default
+and one line of help; the command line's options are made from the same lines (`options`).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.errors import BadParameter, MissingFile
+
+STANDARD_PATH = Path("params.yaml")
+
+Workers = Annotated[int, Field(ge=0)] | Literal["auto"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DominoesData(Section):
+    """The embedded demo, or any pairing of digits and items from the full MNIST and Fashion-MNIST."""
+
+    format: Literal["dominoes"] = Field(description="How the data is laid out.")
+    root: str = Field("data/dominoes", description="The folder with the images.")
+    items: list[str] = Field(["coat", "dress"], min_length=2, description="Fashion-MNIST classes, the labels.")
+    digits: list[Annotated[int, Field(ge=0, le=9)]] = Field(
+        [0, 1], min_length=2, description="MNIST digits, the attributes; the i-th agrees with the i-th item."
+    )
+    train_size: Size = Field(6000, description="Dominoes in the train split.")
+    val_size: Size = Field(2000, description="Dominoes in the val split.")
+    test_size: Size = Field(2000, description="Dominoes in the test split.")
+    train_bias: Share = Field(0.99, description="Share of train dominoes whose digit agrees with the label.")
+    val_bias: Share = Field(0.9, description="The same share in val.")
+    test_bias: Share | None = Field(None, description="The same share in test; null balances all groups.")
+    seed: Seed = Field(0, description="Of the pairing.")
+
+
+class FolderData(Section):
+    """A tree of images, root/split/class/image."""
+
+    format: Literal["folder"] = Field(description="How the data is laid out.")
+    root: str = Field(description="The folder with the images.")
+
+
+class CsvData(Section):
+    """A CSV file with a row per image."""
+
+    format: Literal["csv"] = Field(description="How the data is laid out.")
+    file: str = Field(description="The CSV file.")
+    root: str | None = Field(None, description="The folder that paths start from; null is the CSV file's own.")
+    path_column: str = Field("path", description="Column with the image's path.")
+    label_column: str = Field("label", description="Column with the class.")
+    split_column: str = Field("split", description="Column with the split: train, val, test or 0, 1, 2.")
+    attribute_column: str | None = Field(None, description="Column with the attribute, read by evaluate alone.")
+    class_names: list[str] | None = Field(None, description="Names of classes 0, 1, ...")
+    attribute_names: list[str] | None = Field(None, description="Names of attributes 0, 1, ...")
+
+
+class ModelSection(Section):
+    """The classifier that `train` builds."""
+
+    source: Literal["torchvision"] = Field("torchvision", description="Where the architecture comes from.")
+    architecture: str = Field("resnet18", description="The architecture's name in that source.")
+    weights: str | None = Field(None, description="Weights to start from (DEFAULT, IMAGENET1K_V2); null is random.")
+    image_size: Size | Annotated[list[Size], Field(min_length=2, max_length=2)] = Field(
+        224, description="Edge of the center crop, or [height, width] to resize to."
+    )
+
+
+class TrainSection(Section):
+    """ERM training of the classifier."""
+
+    epochs: Size = Field(3, description="Passes over the training split.")
+    batch_size: Size = Field(32, description="Images a step.")
+    learning_rate: Rate = Field(0.003, description="SGD's.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD's.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0001, description="SGD's.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the learning rate.")
+    seed: Seed = Field(0, description="Of the initialisation and the order of samples.")
+    workers: Workers = Field("auto", description="Loader processes; auto fits the machine.")
+
+
+class ExtractSection(Section):
+    """Penultimate features."""
+
+    splits: list[Literal["train", "val", "test"]] = Field(
+        ["val", "test"], min_length=1, description="Which splits to extract."
+    )
+    batch_size: Size = Field(256, description="Images a forward pass.")
+    workers: Workers = Field("auto", description="Loader processes; auto fits the machine.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the forward pass; auto is float32 on CPU and mixed on GPU."
+    )
+
+
+class IdentifySection(Section):
+    """No parameters: the nearest centroid decides."""
+
+
+class NeutralizeSection(Section):
+    """No parameters: the midpoint is the center."""
+
+
+class EliminateSection(Section):
+    """The map T that pulls samples to their centers."""
+
+    steps: Size = Field(10, description="Full-batch AdamW steps.")
+    learning_rate: Rate = Field(0.001, description="AdamW's.")
+
+
+class UpdateSection(Section):
+    """The new linear head."""
+
+    solver: Literal["published"] = Field("published", description="How the head is found.")
+    steps: Size = Field(500, description="AdamW steps, half rescued and half conforming samples each.")
+    learning_rate: Rate = Field(0.001, description="AdamW's.")
+    seed: Seed = Field(0, description="Of the initialisation and the batches.")
+
+
+class EvaluateSection(Section):
+    """No parameters: accuracies are counted."""
+
+
+SECTIONS: Mapping[str, tuple[type[Section], ...]] = {
+    "data": (DominoesData, FolderData, CsvData),
+    "model": (ModelSection,),
+    "train": (TrainSection,),
+    "extract": (ExtractSection,),
+    "identify": (IdentifySection,),
+    "neutralize": (NeutralizeSection,),
+    "eliminate": (EliminateSection,),
+    "update": (UpdateSection,),
+    "evaluate": (EvaluateSection,),
+}
+
+
+# ------------------------------------------------------------------------------------------------ options of a command
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def option_name(section: str, key: str, command: str) -> str:
+    """The option of a parameter: `--steps` in its own command, `--data-root` for what several commands share."""
+    prefix = "" if section == command else f"{section}-"
+    return f"--{prefix}{key}".replace("_", "-")
+
+
+def options(*sections: str) -> Callable[[Command], Command]:
+    """Give a command one option for each parameter of these sections; their values arrive as keyword arguments.
+
+    All of them are strings here: `load` reads them as YAML and checks them like params.yaml itself.
+    """
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        given = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        for section in sections:
+            fields = {key: field for kind in SECTIONS[section] for key, field in kind.model_fields.items()}
+            for key, field in fields.items():
+                option = typer.Option(
+                    option_name(section, key, command.__name__),
+                    help=field.description,
+                    metavar=_metavar(section, key),
+                    rich_help_panel=f"Parameters (default: section {section} of params.yaml)",
+                    show_default=False,
+                )
+                given.append(
+                    inspect.Parameter(
+                        f"{section}__{key}",
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=None,
+                        annotation=Annotated[str | None, option],
+                    )
+                )
+        command.__signature__ = signature.replace(parameters=given)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in given}
+        return command
+
+    return decorate
+
+
+def _metavar(section: str, key: str) -> str:
+    choices = [choice for kind in SECTIONS[section] if key in kind.model_fields
+               for choice in get_args(kind.model_fields[key].annotation)]  # fmt: skip
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return "|".join(choices)
+    return "VALUE"
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def load(command: str, overrides: Mapping[str, str | None], path: Path | None = None) -> dict[str, Section]:
+    """The sections that a command uses, from params.yaml and the options given beside it.
+
+    Args:
+        command: the subcommand, for the options' names.
+        overrides: "section__key" -> the option's value, None where it was not given; which sections the command uses is
+            read off their names.
+        path: the file; by default params.yaml in the current folder where there is one.
+
+    Raises:
+        MissingFile: `path` was named and is not there.
+        BadParameter: bad YAML, an unknown section or key, a wrong type or range, a missing key.
+    """
+    content = _read_yaml(path)
+    where = str(path or STANDARD_PATH)
+    for name in content:
+        if name not in SECTIONS:
+            raise BadParameter(f"unknown section '{name}'", where=where, do=_nearest(str(name), SECTIONS, "sections"))
+    given: dict[str, dict[str, Any]] = {}
+    for name, value in overrides.items():
+        owner, key = name.split("__")
+        if value is not None:
+            given.setdefault(owner, {})[key] = _scalar(value)
+    used = [command, *dict.fromkeys(name.split("__")[0] for name in overrides)]
+    # Every section of the file is checked, so that a typo is not found only when the pipeline comes to its stage; only
+    # those that the command uses need be there.
+    sections: dict[str, Section] = {}
+    for name in SECTIONS:
+        if name in content or name in given or name in used:
+            sections[name] = _section(name, content.get(name), given.get(name, {}), where, command)
+    return sections
+
+
+def _section(name: str, content: Any, given: Mapping[str, Any], where: str, command: str) -> Section:
+    if content is not None and not isinstance(content, dict):
+        raise BadParameter(f"section '{name}' is {content!r}", where=where, do="indent its keys below it")
+    merged = {**(content or {}), **given}
+    kinds = SECTIONS[name]
+    kind = kinds[0]
+    if len(kinds) > 1:
+        tags = {get_args(each.model_fields["format"].annotation)[0]: each for each in kinds}
+        tag = merged.get("format")
+        if tag is None:
+            options = f"{option_name(name, 'format', command)} or {name}.format"
+            raise BadParameter(f"no data is named: section '{name}' lacks 'format'", where=where,
+                               do=f"set {options} to {', '.join(tags)}")  # fmt: skip
+        if tag not in tags:
+            source = option_name(name, "format", command) if "format" in given else where
+            raise BadParameter(f"{name}.format is {tag!r}", where=source, do=_nearest(str(tag), tags, "formats"))
+        kind = tags[tag]
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise _sentence(error, name, kind, given, where, command) from error
+
+
+def _sentence(
+    error: ValidationError, section: str, kind: type[Section], given: Mapping[str, Any], where: str, command: str
+) -> BadParameter:
+    """The first of pydantic's complaints, with the key, where it was given, and what is allowed."""
+    first = error.errors()[0]
+    key = str(first["loc"][0])
+    place = f"option {option_name(section, key, command)}" if key in given else where
+    if first["type"] == "extra_forbidden":
+        return BadParameter(f"unknown key '{section}.{key}'", where=place, do=_nearest(key, kind.model_fields, "keys"))
+    if first["type"] == "missing":
+        do = f"set it there or with {option_name(section, key, command)}"
+        return BadParameter(f"lacks '{section}.{key}' ({kind.model_fields[key].description})", where=where, do=do)
+    value = first["input"]
+    allowed = _allowed(kind.model_json_schema()["properties"][key])
+    near = get_close_matches(str(value), [str(choice) for choice in _choices(kind, key)], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return BadParameter(f"{section}.{key} is {value!r}, and allowed is {allowed}{hint}", where=place)
+
+
+def _choices(kind: type[Section], key: str) -> list[Any]:
+    schema = kind.model_json_schema()["properties"][key]
+    parts = [schema, *schema.get("anyOf", []), schema.get("items", {})]
+    return [choice for part in parts for choice in [*part.get("enum", []), *([part["const"]] if "const" in part else [])]]
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """What a JSON schema allows, in words."""
+    if "anyOf" in schema:
+        return " or ".join(_allowed(part) for part in schema["anyOf"])
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return " or ".join(str(choice) for choice in schema["enum"])
+    kind = schema.get("type")
+    if kind == "array":
+        least, most = schema.get("minItems"), schema.get("maxItems")
+        count = f" of {least}" if least is not None and least == most else f" of at least {least}" if least else ""
+        return f"a list{count} (each {_allowed(schema['items'])})"
+    names = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null", "boolean": "true or false"}
+    limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    ranges = [f"{word} {schema[limit]}" for limit, word in limits.items() if limit in schema]
+    return " ".join([names.get(str(kind), str(kind)), *([" and ".join(ranges)] if ranges else [])])
+
+
+def _nearest(name: str, known: Mapping[str, Any], what: str) -> str:
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"known {what}: {', '.join(known) or 'none'}"
+
+
+def _read_yaml(path: Path | None) -> dict[str, Any]:
+    """The file's content; empty where no file was named and there is no params.yaml."""
+    chosen = path or STANDARD_PATH
+    if not chosen.exists():
+        if path is not None:
+            raise MissingFile("there is no such file", where=path, do="check --params")
+        return {}
+    try:
+        content = _yaml().load(chosen.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadParameter("cannot be read", where=chosen) from error
+    except _yaml_error() as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        raise BadParameter(f"is not valid YAML{line} ({getattr(error, 'problem', error)})", where=chosen) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise BadParameter("holds no sections", where=chosen, do=f"give sections such as {', '.join(SECTIONS)}")
+    return content
+
+
+def _scalar(text: str) -> Any:
+    """An option's value, read as the same text would be in params.yaml."""
+    try:
+        return _yaml().load(text)
+    except _yaml_error():
+        return text
+
+
+def _yaml() -> Any:
+    # ruamel, as DVC: YAML 1.2, where 1e-3 is a number (PyYAML's 1.1 reads text) and a key given twice is an error.
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True)
+
+
+def _yaml_error() -> type[Exception]:
+    from ruamel.yaml.error import YAMLError
+
+    error: type[Exception] = YAMLError
+    return error

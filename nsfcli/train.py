@@ -1,0 +1,41 @@
+"""nsf train."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nsfcli import params
+from nsfcli.command import MODEL, Settings
+
+
+@params.options("train", "model", "data")
+def train(
+    ctx: typer.Context,
+    out: Annotated[
+        Path, typer.Option(help="The folder for the model (model.safetensors).", metavar="DIR", rich_help_panel="Files")
+    ] = MODEL,
+    **overrides: str | None,
+) -> None:
+    """Train an ERM classifier on the train split: the one to repair.
+
+    Reads the images; writes artifacts/model/model.safetensors, the state dict and what rebuilds the network.
+    """
+    from stages.train import run
+
+    settings: Settings = ctx.obj
+    sections = params.load("train", overrides, settings.params)
+    with settings.console.progress() as progress:
+        summary = run(
+            data=sections["data"].model_dump(),
+            model=sections["model"].model_dump(),
+            out=out,
+            device=settings.device,
+            progress=progress,
+            **sections["train"].model_dump(),
+        )
+    settings.console.result(
+        summary,
+        line=f"trained on {summary['samples']} images of {len(summary['classes'])} classes, "
+        f"training accuracy {summary['train_accuracy']:.3f} -> {summary['out']}",
+    )

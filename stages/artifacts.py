@@ -1,0 +1,586 @@
+"""The schema of every artifact, atomic writes, and lineage. No other module touches safetensors files.
+
+An artifact is one safetensors file. Its tensors are fixed by its kind (`KINDS`); its metadata say which stage made it,
+with which parameters, from which inputs (by fingerprint). Metadata are optional on reading, so that files from other
+frameworks enter, and always written.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from stages.errors import BadValues, CannotWrite, Mismatch, MissingFile, UserError, WrongArtifact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One tensor of an artifact: "float", "integer" or "boolean", and its shape in named sizes."""
+
+    values: str
+    shape: tuple[str, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of artifact: the stage that makes it, its tensors, and those of them that its fingerprint covers."""
+
+    stage: str
+    columns: Mapping[str, Column]
+    fingerprinted: tuple[str, ...] | None = None
+
+
+# Sizes: n samples, d features, C classes. `attributes` stand outside the fingerprint: group labels must not reach the
+# lineage of any stage but evaluate.
+KINDS: Mapping[str, Kind] = {
+    "features": Kind(
+        "extract",
+        {
+            "features": Column("float", ("n", "d")),
+            "labels": Column("integer", ("n",)),
+            "ids": Column("integer", ("n",), optional=True),
+            "attributes": Column("integer", ("n",), optional=True),
+        },
+        fingerprinted=("features", "labels"),
+    ),
+    "head": Kind("extract", {"weight": Column("float", ("C", "d")), "bias": Column("float", ("C",))}),
+    "identify": Kind(
+        "identify",
+        {
+            "centroids": Column("float", ("C", "d")),
+            "nearest": Column("integer", ("n",)),
+            "minority": Column("boolean", ("n",)),
+        },
+    ),
+    "neutralize": Kind("neutralize", {"centers": Column("float", ("C", "d"))}),
+    "eliminate": Kind(
+        "eliminate",
+        {
+            "scale": Column("float", ("d",)),
+            "shift": Column("float", ("d",)),
+            "loss": Column("float", ("steps",), optional=True),
+        },
+    ),
+    "update": Kind(
+        "update",
+        {
+            "rescued": Column("boolean", ("n",)),
+            "conforming": Column("boolean", ("n",)),
+            "weight": Column("float", ("C", "d")),
+            "bias": Column("float", ("C",)),
+            "folded_weight": Column("float", ("C", "d")),
+            "folded_bias": Column("float", ("C",)),
+        },
+    ),
+    "evaluate": Kind(
+        "evaluate",
+        {
+            "base_predictions": Column("integer", ("n",), optional=True),
+            "predictions": Column("integer", ("n",)),
+        },
+    ),
+}
+
+SIZE_NAMES = {"n": "samples", "d": "features", "C": "classes"}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an artifact says of itself, beside its tensors.
+
+    `inputs` maps an input's name to its fingerprint; `notes` holds what only one kind has to say (strings).
+    """
+
+    stage: str | None = None
+    kind: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    class_names: Sequence[str] | None = None
+    attribute_names: Sequence[str] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def to_strings(self) -> dict[str, str]:
+        """The metadata as safetensors keeps them: a flat map of strings."""
+        strings = {"schema_version": SCHEMA_VERSION, **self.notes}
+        if self.stage is not None:
+            strings["stage"] = self.stage
+        if self.kind is not None:
+            strings["kind"] = self.kind
+        strings["parameters"] = json.dumps(self.parameters, sort_keys=True)
+        strings["inputs"] = json.dumps(self.inputs, sort_keys=True)
+        if self.class_names is not None:
+            strings["class_names"] = json.dumps(list(self.class_names))
+        if self.attribute_names is not None:
+            strings["attribute_names"] = json.dumps(list(self.attribute_names))
+        return strings
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str], path: Path) -> "Metadata":
+        """Read back `to_strings`; a file that nsf did not write gives empty metadata.
+
+        Raises:
+            WrongArtifact: written by a newer nsf, or metadata that are damaged.
+        """
+        version = strings.get("schema_version")
+        if version is None:
+            return cls()
+        if version != SCHEMA_VERSION:
+            raise WrongArtifact(
+                f"has schema version {version}, and this nsf reads version {SCHEMA_VERSION}",
+                where=path,
+                do="install the nsf that wrote it, or make the artifact again",
+            )
+        try:
+            known = {key: json.loads(strings[key]) for key in ("parameters", "inputs", "class_names", "attribute_names")
+                     if key in strings}  # fmt: skip
+        except json.JSONDecodeError as error:
+            raise WrongArtifact("holds damaged metadata", where=path, do="make the artifact again") from error
+        rest = {"schema_version", "stage", "kind", *known}
+        notes = {key: value for key, value in strings.items() if key not in rest}
+        return cls(stage=strings.get("stage"), kind=strings.get("kind"), notes=notes, **known)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact as read: tensors checked against its kind, floats as float32, integers as int64."""
+
+    kind: str
+    path: Path
+    tensors: Mapping[str, "Tensor"]
+    metadata: Metadata
+    sizes: Mapping[str, int]
+
+    def __getitem__(self, name: str) -> "Tensor":
+        return self.tensors[name]
+
+    def get(self, name: str) -> "Tensor | None":
+        return self.tensors.get(name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the tensors that the kind's lineage is made of."""
+        names = KINDS[self.kind].fingerprinted or tuple(self.tensors)
+        return fingerprint({name: self.tensors[name] for name in names})
+
+    def class_names(self, classes: int) -> list[str]:
+        """The names of the classes, or their numbers where the file names none (or not as many)."""
+        names = self.metadata.class_names
+        if names is None or len(names) < classes:
+            return [str(index) for index in range(classes)]
+        return [str(name) for name in names]
+
+
+def read(kind: str, path: Path) -> Artifact:
+    """Read one artifact and check it on its own: tensors, types, shapes, values.
+
+    Raises:
+        MissingFile: the file is not there; the sentence names the command that makes it.
+        WrongArtifact: it is no safetensors file, another stage's artifact, or lacks a tensor.
+        BadValues: no samples, values that are not finite, or labels below zero.
+    """
+    path, made_by = Path(path), f"`nsf {KINDS[kind].stage}` makes it"
+    tensors, metadata = _open(kind, path, made_by)
+    names = sorted(tensors)
+    sizes: dict[str, int] = {}
+    checked: dict[str, Tensor] = {}
+    for name, column in KINDS[kind].columns.items():
+        if name not in tensors:
+            if column.optional:
+                continue
+            held = ", ".join(names[:10]) or "nothing"
+            raise WrongArtifact(
+                f"holds no tensor '{name}' (it holds {held})", where=path, do=f"give the {kind} artifact: {made_by}"
+            )
+        checked[name] = _checked(name, column, tensors[name], sizes, path)
+    return Artifact(kind, path, checked, metadata, sizes)
+
+
+def written_by_nsf(path: Path) -> bool:
+    """Whether the file is there and says that nsf wrote it; its tensors are left alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return "schema_version" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def read_model(path: Path) -> tuple[dict[str, "Tensor"], Metadata, str]:
+    """The state dict that `nsf train` wrote, its metadata and its fingerprint.
+
+    Raises:
+        MissingFile, WrongArtifact: as `read`.
+    """
+    made_by = "`nsf train` makes it"
+    tensors, metadata = _open("model", path, made_by)
+    if metadata.kind != "model":
+        raise WrongArtifact("is not a model that nsf trained", where=path, do=made_by)
+    return tensors, metadata, fingerprint(tensors)
+
+
+def fingerprint(tensors: "Mapping[str, Tensor]") -> str:
+    """SHA-256 of the names, types, shapes and bytes of some tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(_bytes(tensors[name]))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _open(kind: str, path: Path, made_by: str) -> tuple[dict[str, "Tensor"], Metadata]:
+    """All tensors of a safetensors file (mapped, not copied) and its metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise MissingFile(f"there is no such file, and it is read as the {kind} artifact", where=path, do=made_by)
+    if not path.is_file():
+        raise WrongArtifact(f"is a folder, and the {kind} artifact is a file", where=path, do=made_by)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = Metadata.from_strings(file.metadata() or {}, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WrongArtifact(
+            "cannot be read as a safetensors file", where=path, do=f"give the {kind} artifact: {made_by}"
+        ) from error
+    if metadata.kind is not None and metadata.kind != kind:
+        raise WrongArtifact(
+            f"is the {metadata.kind} artifact that `nsf {metadata.stage}` wrote, and the {kind} artifact belongs there",
+            where=path,
+            do=made_by,
+        )
+    return tensors, metadata
+
+
+def _checked(name: str, column: Column, tensor: "Tensor", sizes: dict[str, int], path: Path) -> "Tensor":
+    """The tensor in its working type, after checking it against its column; new sizes are added to `sizes`."""
+    import torch
+
+    if tensor.dtype == torch.bool:
+        found = "boolean"
+    elif tensor.dtype.is_floating_point:
+        found = "float"
+    elif tensor.dtype.is_complex:
+        found = "complex"
+    else:
+        found = "integer"
+    if found != column.values:
+        raise WrongArtifact(f"'{name}' holds {found} values, where {column.values} values belong", where=path)
+    wanted = f"({', '.join(column.shape)})"
+    if tensor.dim() != len(column.shape):
+        raise WrongArtifact(f"'{name}' has shape {tuple(tensor.shape)}, where {wanted} belongs", where=path)
+    for size_name, size in zip(column.shape, tensor.shape, strict=True):
+        if size == 0:
+            raise BadValues(f"'{name}' is empty: it has no {SIZE_NAMES.get(size_name, size_name)}", where=path)
+        if sizes.setdefault(size_name, size) != size:
+            raise WrongArtifact(
+                f"'{name}' has {size} {SIZE_NAMES.get(size_name, size_name)}, where its other tensors have "
+                f"{sizes[size_name]}",
+                where=path,
+            )
+    if column.values == "float":
+        tensor = tensor.to(torch.float32)
+        _check_finite(name, tensor, path)
+    elif column.values == "integer":
+        tensor = tensor.to(torch.int64)
+        if name == "labels" and int(tensor.min()) < 0:
+            row = int((tensor < 0).nonzero()[0])
+            raise BadValues(
+                f"'labels' holds {int(tensor[row])} in row {row}, and classes are numbered from 0",
+                where=path,
+                do="number the classes 0, 1, 2, ...",
+            )
+        if name == "attributes" and int(tensor.min()) < -1:
+            raise BadValues(
+                f"'attributes' holds {int(tensor.min())}, and they are numbered from 0, with -1 for unknown", where=path
+            )
+    return tensor
+
+
+def _check_finite(name: str, tensor: "Tensor", path: Path) -> None:
+    import torch
+
+    # The sum of a tensor is finite where all its values are (save for an overflow, told apart below): one pass, no copy.
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+        return
+    rows = (~torch.isfinite(tensor)).reshape(tensor.shape[0], -1).any(dim=1).nonzero().flatten()
+    if len(rows):
+        raise BadValues(
+            f"'{name}' holds NaN or infinity in {len(rows)} of {tensor.shape[0]} rows, the first of them row {int(rows[0])}",
+            where=path,
+            do="remove these rows or mend the model that made them",
+        )
+
+
+def agree(size: str, *artifacts: Artifact | None) -> int:
+    """The size ("n", "d" or "C") that all these artifacts share; None stands for an artifact that was not given.
+
+    Raises:
+        Mismatch: two of them differ.
+    """
+    first, *others = [artifact for artifact in artifacts if artifact is not None]
+    for other in others:
+        if other.sizes[size] != first.sizes[size]:
+            raise Mismatch(
+                f"has {other.sizes[size]} {SIZE_NAMES[size]}, where {first.path} has {first.sizes[size]}",
+                where=other.path,
+                do="give artifacts that were made from one another",
+            )
+    return first.sizes[size]
+
+
+def check_lineage(artifact: Artifact, **inputs: Artifact | None) -> None:
+    """Hold an artifact's recorded inputs against the files given now.
+
+    Raises:
+        Mismatch: the artifact was made from another version of an input.
+    """
+    for name, given in inputs.items():
+        recorded = artifact.metadata.inputs.get(name)
+        if given is not None and recorded is not None and recorded != given.fingerprint:
+            raise Mismatch(
+                f"was made from other {name} than {given.path} holds",
+                where=artifact.path,
+                do=f"run `nsf {KINDS[artifact.kind].stage}` again",
+            )
+
+
+def check_labels(features: Artifact, classes: int | None = None, *, source: Artifact | None = None) -> int:
+    """The number of classes C, after checking that every class has a sample.
+
+    Args:
+        features: a features artifact that a stage is fitted on.
+        classes: C where it is known from elsewhere; otherwise the highest label says it.
+        source: the artifact that `classes` comes from, for the sentence.
+
+    Raises:
+        Mismatch: a label is beyond the classes.
+        BadValues: fewer than two classes, or a class with no sample.
+    """
+    import torch
+
+    counts = torch.bincount(features["labels"], minlength=classes or 0)
+    if classes is not None and len(counts) > classes:
+        raise Mismatch(
+            f"holds label {len(counts) - 1}, where {source.path if source else 'the head'} has {classes} classes "
+            f"(0 to {classes - 1})",
+            where=features.path,
+            do="give the head of the model that these features come from",
+        )
+    if len(counts) < 2:
+        raise BadValues("holds one class only", where=features.path, do="give samples of at least two classes")
+    empty = (counts == 0).nonzero().flatten().tolist()
+    if empty:
+        names = features.class_names(len(counts))
+        raise BadValues(
+            f"class {', '.join(names[index] for index in empty)} has no sample",
+            where=features.path,
+            do="give at least one sample of every class, or number the classes without gaps",
+        )
+    return len(counts)
+
+
+def check_computed(out: Path, tensors: Mapping[str, "Tensor"], *, do: str) -> None:
+    """Refuse to write results that are not finite: a learning rate too high, say.
+
+    Raises:
+        BadValues: a tensor holds NaN or infinity.
+    """
+    import torch
+
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BadValues(f"'{name}' came out as NaN or infinity and is not written", where=out, do=do)
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def _bytes(tensor: "Tensor") -> memoryview:
+    """A contiguous CPU tensor's memory, of any type (bfloat16, which numpy has not, included)."""
+    import torch
+
+    array: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def _type_names() -> dict[Any, str]:
+    import torch
+
+    return {
+        torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+        torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+        torch.uint8: "U8", torch.bool: "BOOL",
+    }  # fmt: skip
+
+
+class Layout:
+    """Where each tensor lies in a safetensors file, and the header that says so.
+
+    Own code because the library writes metadata in random order, which makes no two files alike (byte-identical
+    artifacts are what DVC's cache lives on), and cannot write a tensor row by row. Tensors lie in the library's order:
+    wider types first, then by name.
+    """
+
+    def __init__(self, tensors: Mapping[str, tuple[Any, tuple[int, ...]]], metadata: Mapping[str, str]):
+        names = _type_names()
+        header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+        self.offsets: dict[str, int] = {}
+        end = 0
+        for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
+            start, end = end, end + dtype.itemsize * _product(shape)
+            header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [start, end]}
+            self.offsets[name] = start
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self.header = struct.pack("<Q", len(text)) + text
+        self.size = len(self.header) + end
+
+    def position(self, name: str) -> int:
+        """The tensor's first byte, from the beginning of the file."""
+        return len(self.header) + self.offsets[name]
+
+
+def _product(shape: Sequence[int]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
+
+
+class RowWriter:
+    """A features file written as the features come; only labels, ids and attributes are kept until the end."""
+
+    def __init__(self, file: IO[bytes], layout: Layout, samples: int):
+        self._file, self._layout, self._samples, self._written = file, layout, samples, 0
+        file.write(layout.header)
+        file.seek(layout.position("features"))
+
+    def rows(self, features: "Tensor") -> None:
+        """Append rows of `features`, (b, d) float32 on any device."""
+        self._file.write(_bytes(features.cpu()))
+        self._written += features.shape[0]
+
+    def finish(self, columns: Mapping[str, "Tensor"]) -> None:
+        """Write the other tensors, (n,) int64 each, and check that every row came."""
+        if self._written != self._samples:
+            raise RuntimeError(f"{self._written} of {self._samples} rows were written")
+        for name, tensor in columns.items():
+            self._file.seek(self._layout.position(name))
+            self._file.write(_bytes(tensor))
+
+
+class Outputs:
+    """The files one command writes: all of them appear when it succeeds, none when it fails. Made by `outputs`."""
+
+    def __init__(self, protected: Sequence[Path]):
+        self._protected = {path.resolve() for path in protected}
+        self._pending: list[tuple[Path, Path]] = []
+        self._open: list[IO[bytes]] = []
+
+    def file(self, path: Path) -> IO[bytes]:
+        """A temporary file beside `path`, which becomes `path` when the command succeeds.
+
+        Raises:
+            CannotWrite: the folder cannot be made or written, `path` is a folder, or an input of the same command.
+        """
+        path = Path(path)
+        if path.resolve() in self._protected:
+            raise CannotWrite("is an input of this command and would be overwritten", where=path, do="name another file")
+        if path.is_dir():
+            raise CannotWrite("is a folder, and a file is to be written there", where=path, do="name a file")
+        temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = temporary.open("wb")
+        except OSError as error:
+            raise CannotWrite(
+                f"cannot be written ({error.strerror})", where=path, do="name a folder you may write to"
+            ) from error
+        self._pending.append((temporary, path))
+        self._open.append(handle)
+        return handle
+
+    def text(self, path: Path, text: str) -> None:
+        self.file(path).write(text.encode())
+
+    def artifact(self, kind: str, path: Path, tensors: Mapping[str, "Tensor | None"], metadata: Metadata) -> None:
+        """One artifact of a fixed kind; a tensor that is None is left out."""
+        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        self.tensors(path, present, _signed(kind, metadata))
+
+    def tensors(self, path: Path, tensors: Mapping[str, "Tensor"], metadata: Metadata) -> None:
+        """Any tensors, such as a model's state dict."""
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        layout = Layout({name: (t.dtype, tuple(t.shape)) for name, t in on_cpu.items()}, metadata.to_strings())
+        file = self.file(path)
+        file.write(layout.header)
+        for name in layout.offsets:
+            file.write(_bytes(on_cpu[name]))
+
+    def features(self, path: Path, samples: int, width: int, columns: Sequence[str], metadata: Metadata) -> RowWriter:
+        """A features artifact, to be written row by row; `columns` names its (n,) int64 tensors."""
+        import torch
+
+        shapes: dict[str, tuple[Any, tuple[int, ...]]] = dict.fromkeys(columns, (torch.int64, (samples,)))
+        shapes["features"] = (torch.float32, (samples, width))
+        layout = Layout(shapes, _signed("features", metadata).to_strings())
+        return RowWriter(self.file(path), layout, samples)
+
+    def _commit(self) -> None:
+        for handle in self._open:
+            handle.flush()
+            os.fsync(handle.fileno())
+            handle.close()
+        for temporary, path in self._pending:
+            temporary.replace(path)
+
+    def _discard(self) -> None:
+        for handle in self._open:
+            # A full disk makes the last flush fail too; the file goes away in the next lines all the same.
+            with suppress(OSError):
+                handle.close()
+        for temporary, _ in self._pending:
+            temporary.unlink(missing_ok=True)
+
+
+def _signed(kind: str, metadata: Metadata) -> Metadata:
+    return replace(metadata, kind=kind, stage=KINDS[kind].stage)
+
+
+@contextmanager
+def outputs(*inputs: Path | None) -> Iterator[Outputs]:
+    """All outputs of one command, written atomically: temporary files, fsync, then renamed together.
+
+    Args:
+        inputs: the files that the command reads; none of them may be an output.
+
+    Raises:
+        CannotWrite: an output cannot be written; nothing is left behind.
+    """
+    pending = Outputs([Path(path) for path in inputs if path is not None])
+    try:
+        yield pending
+        pending._commit()
+    except UserError:
+        pending._discard()
+        raise
+    except OSError as error:
+        pending._discard()
+        raise CannotWrite(f"the outputs cannot be written ({error.strerror or error})", where=error.filename) from error
+    except BaseException:
+        pending._discard()
+        raise

@@ -1,0 +1,141 @@
+"""eliminate: one elementwise affine map that pulls every sample to its class's center (NSF, section 3.3, step 3)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages import artifacts
+from stages.artifacts import Metadata
+from stages.passes import blocks
+from stages.runtime import Progress, resolve_device, silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The reference's constants (golden/README.md): weight of the mean scale in the loss, and what torch's pairwise distance
+# adds to every difference.
+SCALE_PENALTY = 10.0
+DISTANCE_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Map:
+    """T(x) = (x + shift) * scale - shift: scale and shift (d,) float32; loss (steps,) float32, before each step."""
+
+    scale: "Tensor"
+    shift: "Tensor"
+    loss: "Tensor"
+
+
+def transform(features: "Tensor", scale: "Tensor", shift: "Tensor") -> "Tensor":
+    """T(x) = (x + shift) * scale - shift of rows (b, d)."""
+    return (features + shift) * scale - shift
+
+
+def eliminate(
+    features: "Tensor",
+    labels: "Tensor",
+    centers: "Tensor",
+    *,
+    steps: int,
+    learning_rate: float = 1e-3,
+    progress: Progress = silent,
+) -> Map:
+    """Learn T by full-batch AdamW (no weight decay) from scale 1, shift 0.
+
+    Loss: mean over samples of ||T(x_i) - centers[y_i] + 1e-6||_2, plus 10 * mean(scale).
+
+    The gradient is written out, block by block of rows, so that no graph and no copy of the features is kept. With the
+    residual r_i = T(x_i) - centers[y_i] + 1e-6 and u_i = r_i / (n ||r_i||):
+    d loss / d scale = sum u_i * (x_i + shift) + 10 / d, and d loss / d shift = (scale - 1) * sum u_i.
+
+    Args:
+        features: (n, d) float32.
+        labels: (n,) int64 in [0, C).
+        centers: (C, d) float32, from `neutralize`.
+        steps: how many steps, at least 1.
+        learning_rate: AdamW's.
+    """
+    import torch
+
+    samples, width = features.shape
+    scale = torch.ones(width, device=features.device)
+    shift = torch.zeros(width, device=features.device)
+    scale.grad, shift.grad = torch.zeros_like(scale), torch.zeros_like(shift)
+    optimizer = torch.optim.AdamW([scale, shift], lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    losses = torch.empty(steps, device=features.device)
+    for step in range(steps):
+        # T(x) - center + eps = x * scale + offset[class]
+        offsets = shift * scale - shift - centers + DISTANCE_EPS
+        distance = torch.zeros((), dtype=torch.float64, device=features.device)
+        directions = torch.zeros(width, device=features.device)
+        products = torch.zeros(width, device=features.device)
+        for rows, members in blocks(features, labels):
+            residual = torch.addcmul(offsets[members], rows, scale)
+            norms = residual.norm(dim=1)
+            # A sample that lies on its center pulls nowhere; its gradient is taken as zero, as torch.norm does.
+            weights = torch.where(norms > 0, 1 / (samples * norms), 0.0)
+            distance += norms.sum(dtype=torch.float64)
+            directions += weights @ residual
+            products += weights @ residual.mul_(rows)
+        losses[step] = distance / samples + SCALE_PENALTY * scale.mean()
+        scale.grad.copy_(products + shift * directions + SCALE_PENALTY / width)
+        shift.grad.copy_((scale - 1) * directions)
+        optimizer.step()
+        progress("eliminate", step + 1, steps)
+    return Map(scale, shift, losses)
+
+
+def run(
+    *,
+    features: Path,
+    neutralize: Path,
+    out: Path,
+    steps: int,
+    learning_rate: float = 1e-3,
+    curve: Path | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """The stage on files: read features and centers, write `out` and, where asked, the loss `curve` as CSV.
+
+    Returns:
+        A summary: `out`, `steps`, the first and the last loss, and the range of the scale.
+
+    Raises:
+        UserError: an input is missing, wrong, or does not fit; nothing is written.
+    """
+    target = resolve_device(device)
+    data = artifacts.read("features", features)
+    neutral = artifacts.read("neutralize", neutralize)
+    artifacts.agree("d", data, neutral)
+    artifacts.check_lineage(neutral, features=data)
+    classes = artifacts.check_labels(data, neutral.sizes["C"], source=neutral)
+    with artifacts.outputs(features, neutralize) as files:
+        learned = eliminate(
+            data["features"].to(target),
+            data["labels"].to(target),
+            neutral["centers"].to(target),
+            steps=steps,
+            learning_rate=learning_rate,
+            progress=progress,
+        )
+        artifacts.check_computed(out, vars(learned), do="lower eliminate.learning_rate or eliminate.steps")
+        metadata = Metadata(
+            parameters={"steps": steps, "learning_rate": learning_rate},
+            inputs={"features": data.fingerprint, "neutralize": neutral.fingerprint},
+            class_names=data.class_names(classes),
+        )
+        files.artifact("eliminate", out, vars(learned), metadata)
+        losses = learned.loss.tolist()
+        if curve is not None:
+            lines = [f"{step},{loss:.6g}" for step, loss in enumerate(losses)]
+            files.text(curve, "\n".join(["step,loss", *lines]) + "\n")
+    return {
+        "out": str(out),
+        "steps": steps,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "scale_min": float(learned.scale.min()),
+        "scale_max": float(learned.scale.max()),
+    }

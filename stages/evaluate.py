@@ -1,0 +1,98 @@
+"""evaluate: worst-group accuracy beside mean accuracy, of the base and the repaired head (step 5).
+
+The only stage that reads group labels.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from stages import artifacts, metrics
+from stages.artifacts import Metadata
+from stages.errors import Mismatch
+from stages.passes import predict
+from stages.runtime import Progress, resolve_device, silent
+
+
+def run(
+    *,
+    features: Path,
+    update: Path,
+    out: Path,
+    metrics_out: Path,
+    head: Path | None = None,
+    groups_out: Path | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """The stage on files: read test features, the update and, where there is one, the base head.
+
+    Writes the predictions to `out`, the metrics as JSON to `metrics_out` and, where asked, one line a group and model
+    to the CSV `groups_out`, for plots.
+
+    Returns:
+        What `metrics_out` holds: {"base": report or None, "nsf": report, "samples": {group or class: count}}, the
+        reports as `stages.metrics.report` gives them.
+
+    Raises:
+        UserError: an input is missing, wrong, or does not fit; nothing is written.
+    """
+    target = resolve_device(device)
+    data = artifacts.read("features", features)
+    new = artifacts.read("update", update)
+    base = artifacts.read("head", head) if head is not None else None
+    artifacts.agree("d", data, new, base)
+    classes = artifacts.agree("C", base, new)
+    artifacts.check_lineage(new, head=base)
+    highest = int(data["labels"].max())
+    if highest >= classes:
+        raise Mismatch(
+            f"holds label {highest}, where {new.path} has {classes} classes (0 to {classes - 1})",
+            where=data.path,
+            do="give test features of the same classes",
+        )
+    names = data.class_names(classes)
+    with artifacts.outputs(features, update, head) as files:
+        x, labels, attributes = data["features"].to(target), data["labels"], data.get("attributes")
+        progress("evaluate", 0, 1)
+        predictions = {"nsf": predict(x, new["folded_weight"].to(target), new["folded_bias"].to(target)).cpu()}
+        if base is not None:
+            predictions["base"] = predict(x, base["weight"].to(target), base["bias"].to(target)).cpu()
+        progress("evaluate", 1, 1)
+        named = (labels, attributes, names, data.metadata.attribute_names)
+        classes_of, groups_of = metrics.members(*named)
+        result: dict[str, Any] = {
+            "base": metrics.report(predictions["base"], *named) if base is not None else None,
+            "nsf": metrics.report(predictions["nsf"], *named),
+            "samples": {name: int(chosen.sum()) for name, chosen in (groups_of or classes_of).items()},
+        }
+        inputs = {"features": data, "update": new, "head": base}
+        metadata = Metadata(
+            inputs={name: artifact.fingerprint for name, artifact in inputs.items() if artifact is not None},
+            class_names=names,
+        )
+        files.artifact(
+            "evaluate",
+            out,
+            {"base_predictions": predictions.get("base"), "predictions": predictions["nsf"]},
+            metadata,
+        )
+        files.text(metrics_out, json.dumps(result, indent=2) + "\n")
+        if groups_out is not None:
+            files.text(groups_out, _groups_table(result))
+    return result
+
+
+def _groups_table(result: dict[str, Any]) -> str:
+    """One CSV line a model and group (a class, where there are no groups): for `dvc plots`."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["group", "model", "accuracy", "samples"])
+    for model in ("base", "nsf"):
+        report = result[model]
+        if report is not None:
+            for name, accuracy in (report["groups"] or report["classes"]).items():
+                writer.writerow([name, model, accuracy, result["samples"][name]])
+    return table.getvalue()

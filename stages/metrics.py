@@ -1,0 +1,72 @@
+"""Accuracy by class and by group (class x attribute): worst-group accuracy and its kin, in one place."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A sample's attribute where the data does not tell it.
+UNKNOWN = -1
+
+
+def report(
+    predictions: "Tensor",
+    labels: "Tensor",
+    attributes: "Tensor | None",
+    class_names: Sequence[str],
+    attribute_names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Accuracies of one head.
+
+    Worst-group accuracy is the lowest accuracy over the groups that have samples (Sagawa et al. 2020); a group is a
+    class x attribute pair. A sample whose attribute is unknown (-1) counts in the mean and in its class only.
+
+    Args:
+        predictions, labels: (m,) int64.
+        attributes: (m,) int64, -1 where unknown, or None where there are none.
+        class_names: C names.
+        attribute_names: one name an attribute value; by default the values themselves.
+
+    Returns:
+        `worst_group_accuracy` and `worst_group` (None without attributes), `mean_accuracy`, and `classes` and `groups`:
+        maps from a name to its accuracy. Groups are named "class/attribute".
+    """
+    correct = predictions == labels
+    classes, groups = members(labels, attributes, class_names, attribute_names)
+    by_group = {name: _mean(correct[chosen]) for name, chosen in groups.items()}
+    worst = min(by_group, key=lambda name: by_group[name]) if by_group else None
+    return {
+        "worst_group_accuracy": by_group[worst] if worst is not None else None,
+        "worst_group": worst,
+        "mean_accuracy": _mean(correct),
+        "classes": {name: _mean(correct[chosen]) for name, chosen in classes.items()},
+        "groups": by_group,
+    }
+
+
+def members(
+    labels: "Tensor",
+    attributes: "Tensor | None",
+    class_names: Sequence[str],
+    attribute_names: Sequence[str] | None = None,
+) -> tuple[dict[str, "Tensor"], dict[str, "Tensor"]]:
+    """Which samples belong to each class and each group, (m,) bool each; those without samples are left out."""
+    classes: dict[str, Tensor] = {}
+    groups: dict[str, Tensor] = {}
+    for index, name in enumerate(class_names):
+        in_class = labels == index
+        if not bool(in_class.any()):
+            continue
+        classes[name] = in_class
+        if attributes is not None:
+            for value in sorted(set(attributes[in_class].tolist()) - {UNKNOWN}):
+                known = attribute_names or ()
+                attribute = known[value] if value < len(known) else value
+                groups[f"{name}/{attribute}"] = in_class & (attributes == value)
+    return classes, groups
+
+
+def _mean(correct: "Tensor") -> float:
+    # A quotient of two counts, rounded where no test split is large enough to tell: the same on every device.
+    return round(int(correct.sum()) / len(correct), 6)

@@ -1,0 +1,73 @@
+"""neutralize: a class's bias-invariant center, between its minority and the rest (NSF, section 3.2, step 2)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages import artifacts
+from stages.artifacts import Metadata
+from stages.passes import group_means
+from stages.runtime import Progress, resolve_device, silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A mean needs more than one sample to mean something; the reference (golden/README.md) falls back below two.
+LEAST_MINORITY = 2
+
+
+def neutralize(features: "Tensor", labels: "Tensor", minority: "Tensor", *, classes: int | None = None) -> "Tensor":
+    """Centers (C, d) float32: 0.5 * (mean of a class's minority + mean of its rest).
+
+    A class with fewer than two minority samples gets the mean of its rest; one that is all minority, the mean of that.
+
+    Args:
+        features: (n, d) float32.
+        labels: (n,) int64 in [0, C), every class with at least one sample.
+        minority: (n,) bool, from `identify`.
+        classes: C; by default the highest label plus one.
+    """
+    import torch
+
+    classes = int(labels.max()) + 1 if classes is None else classes
+    groups = 2 * labels + minority.to(torch.int64)
+    means = group_means(features, groups, 2 * classes)
+    sizes = torch.bincount(groups, minlength=2 * classes)
+    rest, drawn_away = means[0::2], means[1::2]
+    no_minority = (sizes[1::2] < LEAST_MINORITY).unsqueeze(1)
+    no_rest = (sizes[0::2] == 0).unsqueeze(1)
+    centers = torch.where(no_minority, rest, (rest + drawn_away) / 2)
+    return torch.where(no_rest, drawn_away, centers)
+
+
+def run(*, features: Path, identify: Path, out: Path, device: str = "auto", progress: Progress = silent) -> dict[str, Any]:
+    """The stage on files: read features and the identify artifact, write `out`.
+
+    Returns:
+        A summary: `out`, and per class whether its center is neutral or, for want of a minority, its mean.
+
+    Raises:
+        UserError: an input is missing, wrong, or does not fit; nothing is written.
+    """
+    import torch
+
+    target = resolve_device(device)
+    data = artifacts.read("features", features)
+    found = artifacts.read("identify", identify)
+    artifacts.agree("n", data, found)
+    artifacts.agree("d", data, found)
+    artifacts.check_lineage(found, features=data)
+    classes = artifacts.check_labels(data, found.sizes["C"], source=found)
+    names = data.class_names(classes)
+    with artifacts.outputs(features, identify) as files:
+        labels, minority = data["labels"].to(target), found["minority"].to(target)
+        progress("neutralize", 0, 1)
+        centers = neutralize(data["features"].to(target), labels, minority, classes=classes)
+        progress("neutralize", 1, 1)
+        inputs = {"features": data.fingerprint, "identify": found.fingerprint}
+        files.artifact("neutralize", out, {"centers": centers}, Metadata(inputs=inputs, class_names=names))
+    counts = torch.bincount(labels[minority], minlength=classes).tolist()
+    rows = [
+        {"class": name, "minority": count, "center": "midpoint" if count >= LEAST_MINORITY else "mean of the rest"}
+        for name, count in zip(names, counts, strict=True)
+    ]
+    return {"out": str(out), "classes": rows}

@@ -1,0 +1,119 @@
+"""train: an ERM classifier (plain empirical risk minimisation: cross-entropy on every training sample alike)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages import artifacts, models
+from stages.artifacts import Metadata
+from stages.data import Split, open_split
+from stages.errors import BadValues
+from stages.loading import batches
+from stages.models import Classifier
+from stages.runtime import Progress, reproducible, resolve_device, silent
+
+
+def train(
+    model: Classifier,
+    split: Split,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    schedule: str = "cosine",
+    workers: int | str = 0,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> float:
+    """Train the network in place by SGD; returns the accuracy on the training samples during the last epoch.
+
+    Draws from torch's global generator: wrap it in `runtime.reproducible`.
+
+    Args:
+        model: the classifier to train.
+        split: the training samples.
+        epochs, batch_size: passes over the samples, and samples a step; a last batch of one sample is left out, for
+            batch norm has no variance there.
+        learning_rate, momentum, weight_decay: SGD's.
+        schedule: "cosine" (down to zero over all steps) or "constant".
+        workers: loader processes, or "auto"; 0 loads in this one.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    target = resolve_device(device)
+    network = model.network.to(target).train()
+    labels = torch.from_numpy(split.labels).to(target)
+    optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+    total = epochs * -(-len(split) // batch_size)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total) if schedule == "cosine" else None
+    step = correct = seen = 0
+    for _ in range(epochs):
+        correct = seen = 0
+        order = torch.randperm(len(split))
+        for images, positions in batches(
+            split, model.transform, batch_size=batch_size, workers=workers, device=target, order=order
+        ):
+            step += 1
+            if len(positions) > 1:
+                targets = labels[positions.to(target)]
+                output = models.logits(network(images))
+                loss = cross_entropy(output, targets)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                correct += int((output.detach().argmax(dim=1) == targets).sum())
+                seen += len(positions)
+            if scheduler is not None:
+                scheduler.step()
+            progress("train", step, total)
+    return correct / max(seen, 1)
+
+
+def run(
+    *,
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    out: Path,
+    seed: int = 0,
+    workers: int | str = 0,
+    device: str = "auto",
+    progress: Progress = silent,
+    **parameters: Any,
+) -> dict[str, Any]:
+    """The stage on files: read the data's train split, write the trained classifier to the folder `out`.
+
+    Args:
+        data: the `data` section of params.yaml: `format` and its reader's options.
+        model: the `model` section: `source` and its builder's options.
+        out: a folder for model.safetensors.
+        seed: of initialisation and sample order.
+        workers: loader processes; they change nothing in the result, and so stay out of the artifact.
+        parameters: `train`'s own.
+
+    Returns:
+        A summary: `out`, `samples`, `classes`, `train_accuracy`.
+
+    Raises:
+        UserError: data or model cannot be used; nothing is written.
+    """
+    resolve_device(device)
+    split = open_split("train", **data)
+    with artifacts.outputs() as files, reproducible(seed):
+        classifier = models.build(**model, classes=len(split.class_names))
+        accuracy = train(classifier, split, workers=workers, device=device, progress=progress, **parameters)
+        metadata = Metadata(parameters={"data": dict(data), "train": {**parameters, "seed": seed}})
+        weights = {name: t for name, t in classifier.network.state_dict().items() if t.is_floating_point()}
+        try:
+            artifacts.check_computed(out, weights, do="lower train.learning_rate")
+        except BadValues as error:
+            raise BadValues("the training diverged", where=out, do="lower train.learning_rate") from error
+        models.save(files, out, classifier, split.class_names, metadata)
+    return {
+        "out": str(out),
+        "samples": len(split),
+        "classes": list(split.class_names),
+        "train_accuracy": round(accuracy, 6),
+    }
