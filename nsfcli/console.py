@@ -67,7 +67,7 @@ class _Bars:
         if what not in self._tasks:
             if time.monotonic() - started < PATIENCE_SECONDS:
                 return
-            self._tasks[what] = self._show().add_task(what, total=total)
+            self._tasks[what] = self._show().add_task(what, total=total, rate="")
         elapsed = time.monotonic() - started
         rate = f"{done / elapsed:.1f}/s" if elapsed > 0 else ""
         self._display.update(self._tasks[what], completed=done, total=total, rate=rate)

@@ -29,8 +29,8 @@ def run(
 ) -> dict[str, Any]:
     """The stage on files: read test features, the update and, where there is one, the base head.
 
-    Writes the predictions to `out`, the metrics as JSON to `metrics_out` and, where asked, one line a group and model
-    to the CSV `groups_out`, for plots.
+    Writes the predictions to `out`, the metrics as JSON to `metrics_out` and, where asked, one line a group to the
+    CSV `groups_out`, for plots.
 
     Returns:
         What `metrics_out` holds: {"base": report or None, "nsf": report, "samples": {group or class: count}}, the
@@ -56,11 +56,13 @@ def run(
     names = data.class_names(classes)
     with artifacts.outputs(features, update, head) as files:
         x, labels, attributes = data["features"].to(target), data["labels"], data.get("attributes")
-        progress("evaluate", 0, 1)
-        predictions = {"nsf": predict(x, new["folded_weight"].to(target), new["folded_bias"].to(target)).cpu()}
+        heads = {"nsf": (new["folded_weight"], new["folded_bias"])}
         if base is not None:
-            predictions["base"] = predict(x, base["weight"].to(target), base["bias"].to(target)).cpu()
-        progress("evaluate", 1, 1)
+            heads["base"] = (base["weight"], base["bias"])
+        predictions = {
+            model: predict(x, weight.to(target), bias.to(target), progress=progress).cpu()
+            for model, (weight, bias) in heads.items()
+        }
         named = (labels, attributes, names, data.metadata.attribute_names)
         classes_of, groups_of = metrics.members(*named)
         result: dict[str, Any] = {
@@ -86,13 +88,12 @@ def run(
 
 
 def _groups_table(result: dict[str, Any]) -> str:
-    """One CSV line a model and group (a class, where there are no groups): for `dvc plots`."""
+    """One CSV line a group (a class, where there are no groups), one column a model: for `dvc plots`."""
+    parts = "groups" if result["nsf"]["groups"] else "classes"
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["group", "model", "accuracy", "samples"])
-    for model in ("base", "nsf"):
-        report = result[model]
-        if report is not None:
-            for name, accuracy in (report["groups"] or report["classes"]).items():
-                writer.writerow([name, model, accuracy, result["samples"][name]])
+    writer.writerow(["group", "samples", "base", "nsf"])
+    for name, samples in result["samples"].items():
+        base = result["base"][parts][name] if result["base"] else ""
+        writer.writerow([name, samples, base, result["nsf"][parts][name]])
     return table.getvalue()

@@ -22,7 +22,7 @@ class Identified:
     minority: "Tensor"
 
 
-def identify(features: "Tensor", labels: "Tensor", *, classes: int | None = None) -> Identified:
+def identify(features: "Tensor", labels: "Tensor", *, classes: int | None = None, progress: Progress = silent) -> Identified:
     """Find the samples that lie nearer to another class's centroid than to their own.
 
     Args:
@@ -31,8 +31,8 @@ def identify(features: "Tensor", labels: "Tensor", *, classes: int | None = None
         classes: C; by default the highest label plus one. Every class has at least one sample.
     """
     classes = int(labels.max()) + 1 if classes is None else classes
-    centroids = group_means(features, labels, classes)
-    closest = nearest(features, centroids)
+    centroids = group_means(features, labels, classes, progress=progress)
+    closest = nearest(features, centroids, progress=progress)
     return Identified(centroids, closest, closest != labels)
 
 
@@ -62,15 +62,13 @@ def run(
     classes = artifacts.check_labels(data, base.sizes["C"] if base else None, source=base)
     with artifacts.outputs(features, head) as files:
         x, labels = data["features"].to(target), data["labels"].to(target)
-        progress("identify", 0, 1)
-        found = identify(x, labels, classes=classes)
-        progress("identify", 1, 1)
+        found = identify(x, labels, classes=classes, progress=progress)
         names = data.class_names(classes)
         files.artifact("identify", out, vars(found), Metadata(inputs={"features": data.fingerprint}, class_names=names))
     right = None
     if base is not None:
         weight, bias = base["weight"].to(target), base["bias"].to(target)
-        right = predict(x, weight, bias) == labels
+        right = predict(x, weight, bias, progress=progress) == labels
     rows = []
     for index, name in enumerate(names):
         minority = (labels == index) & found.minority

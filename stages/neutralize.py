@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 LEAST_MINORITY = 2
 
 
-def neutralize(features: "Tensor", labels: "Tensor", minority: "Tensor", *, classes: int | None = None) -> "Tensor":
+def neutralize(
+    features: "Tensor",
+    labels: "Tensor",
+    minority: "Tensor",
+    *,
+    classes: int | None = None,
+    progress: Progress = silent,
+) -> "Tensor":
     """Centers (C, d) float32: 0.5 * (mean of a class's minority + mean of its rest).
 
     A class with fewer than two minority samples gets the mean of its rest; one that is all minority, the mean of that.
@@ -30,7 +37,7 @@ def neutralize(features: "Tensor", labels: "Tensor", minority: "Tensor", *, clas
 
     classes = int(labels.max()) + 1 if classes is None else classes
     groups = 2 * labels + minority.to(torch.int64)
-    means = group_means(features, groups, 2 * classes)
+    means = group_means(features, groups, 2 * classes, progress=progress)
     sizes = torch.bincount(groups, minlength=2 * classes)
     rest, drawn_away = means[0::2], means[1::2]
     no_minority = (sizes[1::2] < LEAST_MINORITY).unsqueeze(1)
@@ -60,9 +67,7 @@ def run(*, features: Path, identify: Path, out: Path, device: str = "auto", prog
     names = data.class_names(classes)
     with artifacts.outputs(features, identify) as files:
         labels, minority = data["labels"].to(target), found["minority"].to(target)
-        progress("neutralize", 0, 1)
-        centers = neutralize(data["features"].to(target), labels, minority, classes=classes)
-        progress("neutralize", 1, 1)
+        centers = neutralize(data["features"].to(target), labels, minority, classes=classes, progress=progress)
         inputs = {"features": data.fingerprint, "identify": found.fingerprint}
         files.artifact("neutralize", out, {"centers": centers}, Metadata(inputs=inputs, class_names=names))
     counts = torch.bincount(labels[minority], minlength=classes).tolist()

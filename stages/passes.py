@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from stages.runtime import Progress, silent
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -11,13 +13,16 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 1024
 
 
-def blocks(*tensors: "Tensor") -> Iterator[tuple["Tensor", ...]]:
-    """The tensors' rows, BLOCK_ROWS at a time, as views."""
-    for start in range(0, tensors[0].shape[0], BLOCK_ROWS):
+def blocks(*tensors: "Tensor", what: str = "", progress: Progress = silent) -> Iterator[tuple["Tensor", ...]]:
+    """The tensors' rows, BLOCK_ROWS at a time, as views; `progress` counts them under the name `what`."""
+    samples = tensors[0].shape[0]
+    for start in range(0, samples, BLOCK_ROWS):
+        progress(what, start, samples)
         yield tuple(tensor[start : start + BLOCK_ROWS] for tensor in tensors)
+    progress(what, samples, samples)
 
 
-def group_means(features: "Tensor", groups: "Tensor", count: int) -> "Tensor":
+def group_means(features: "Tensor", groups: "Tensor", count: int, *, progress: Progress = silent) -> "Tensor":
     """Means (count, d) float32 of the rows of each group, summed in float64; a group without rows gets zeros.
 
     Args:
@@ -27,14 +32,14 @@ def group_means(features: "Tensor", groups: "Tensor", count: int) -> "Tensor":
     import torch
 
     sums = torch.zeros(count, features.shape[1], dtype=torch.float64, device=features.device)
-    for rows, members in blocks(features, groups):
+    for rows, members in blocks(features, groups, what="means", progress=progress):
         # A product with one-hot rows instead of index_add_, which is not deterministic on CUDA.
         sums += torch.nn.functional.one_hot(members, count).T.to(torch.float64) @ rows.to(torch.float64)
     sizes = torch.bincount(groups, minlength=count).clamp(min=1)
     return (sums / sizes.unsqueeze(1)).to(torch.float32)
 
 
-def nearest(features: "Tensor", points: "Tensor") -> "Tensor":
+def nearest(features: "Tensor", points: "Tensor", *, progress: Progress = silent) -> "Tensor":
     """Index (n,) int64 of the point (C, d) that is nearest (L2) to each row of features (n, d).
 
     ||x - p||^2 = ||x||^2 - 2 x.p + ||p||^2, and ||x||^2 is the same for all points. In float64, so that the
@@ -45,13 +50,14 @@ def nearest(features: "Tensor", points: "Tensor") -> "Tensor":
     target = points.to(torch.float64)
     half_norms = target.square().sum(dim=1) / 2
     result = torch.empty(features.shape[0], dtype=torch.int64, device=features.device)
-    for rows, out in blocks(features, result):
+    for rows, out in blocks(features, result, what="nearest", progress=progress):
         out.copy_((rows.to(torch.float64) @ target.T - half_norms).argmax(dim=1))
     return result
 
 
-def predict(features: "Tensor", weight: "Tensor", bias: "Tensor") -> "Tensor":
+def predict(features: "Tensor", weight: "Tensor", bias: "Tensor", *, progress: Progress = silent) -> "Tensor":
     """Classes (m,) int64 that a linear head (C, d), (C,) gives to features (m, d)."""
     import torch
 
-    return torch.cat([(rows @ weight.T + bias).argmax(dim=1) for (rows,) in blocks(features)])
+    batches = blocks(features, what="predict", progress=progress)
+    return torch.cat([(rows @ weight.T + bias).argmax(dim=1) for (rows,) in batches])

@@ -36,9 +36,7 @@ def test_eliminate(golden: Golden) -> None:
 
 
 def test_select(golden: Golden) -> None:
-    rescued, conforming = select(
-        *(golden[name] for name in ("features", "labels", "minority", "centers", "scale", "shift"))
-    )
+    rescued, conforming = select(*(golden[name] for name in ("features", "labels", "minority", "centers", "scale", "shift")))
     assert torch.equal(rescued, golden["rescued"])
     assert torch.equal(conforming, golden["conforming"])
 

@@ -1,0 +1,49 @@
+"""The README's promises: its table is the committed run's, its own-features example runs as it stands."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, run_process
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, section: str) -> list[str]:
+    """The code blocks of a language in a section of the README."""
+    [text] = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_demo_table_is_the_committed_run() -> None:
+    """Against the commit, not the working tree: on another machine the demo may come out a little differently."""
+    shown = subprocess.run(
+        ["git", "show", "HEAD:metrics/evaluate.json"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    if shown.returncode != 0:
+        pytest.skip("not a git checkout with a committed metrics/evaluate.json")
+    metrics = json.loads(shown.stdout)
+    base, new = metrics["base"], metrics["nsf"]
+    rows = [
+        ("worst group", "-", base["worst_group_accuracy"], new["worst_group_accuracy"]),
+        ("mean", "-", base["mean_accuracy"], new["mean_accuracy"]),
+        *((name, metrics["samples"][name], base["groups"][name], new["groups"][name]) for name in new["groups"]),
+    ]
+    expected = [f"| {name} | {n} | {erm:.3f} | {nsf:.3f} | {nsf - erm:+.3f} |" for name, n, erm, nsf in rows]
+    table = README.split("<!-- demo table")[1].split("\n\n")[0].splitlines()[3:]
+    assert table == expected
+
+
+def test_own_features_example(tmp_path: Path) -> None:
+    """As a new user would: the blocks in order, in an empty folder."""
+    make, functions = blocks("python", "Your own features")
+    [commands] = blocks("sh", "Your own features")
+    run_process("python", "-c", f"import torch; torch.manual_seed(0)\n{make}", cwd=tmp_path, check=True)
+    for command in commands.splitlines():
+        run_process(*command.split(), cwd=tmp_path, check=True)
+    metrics = json.loads((tmp_path / "evaluate.json").read_text())
+    assert metrics["nsf"]["worst_group_accuracy"] > metrics["base"]["worst_group_accuracy"] + 0.1
+    assert "tensor" in run_process("python", "-c", functions, cwd=tmp_path, check=True).stdout
