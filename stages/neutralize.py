@@ -50,7 +50,7 @@ def run(*, features: Path, identify: Path, out: Path, device: str = "auto", prog
     """The stage on files: read features and the identify artifact, write `out`.
 
     Returns:
-        A summary: `out`, and per class whether its center is neutral or, for want of a minority, its mean.
+        A summary: `out`, and per class its minority and what its center is made of.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit; nothing is written.
@@ -70,9 +70,17 @@ def run(*, features: Path, identify: Path, out: Path, device: str = "auto", prog
         centers = neutralize(data["features"].to(target), labels, minority, classes=classes, progress=progress)
         inputs = {"features": data.fingerprint, "identify": found.fingerprint}
         files.artifact("neutralize", out, {"centers": centers}, Metadata(inputs=inputs, class_names=names))
+    sizes = torch.bincount(labels, minlength=classes).tolist()
     counts = torch.bincount(labels[minority], minlength=classes).tolist()
     rows = [
-        {"class": name, "minority": count, "center": "midpoint" if count >= LEAST_MINORITY else "mean of the rest"}
-        for name, count in zip(names, counts, strict=True)
+        {"class": name, "minority": count, "center": _origin(size, count)}
+        for name, size, count in zip(names, sizes, counts, strict=True)
     ]
     return {"out": str(out), "classes": rows}
+
+
+def _origin(size: int, minority: int) -> str:
+    """What the center of a class of `size` samples is made of, in words."""
+    if minority == size:
+        return "mean of the minority"
+    return "midpoint" if minority >= LEAST_MINORITY else "mean of the rest"
