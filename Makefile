@@ -17,7 +17,7 @@ test: $(VENV)/installed-dev
 	@ruff check .
 	@ruff format --check .
 	@mypy
-	@pytest
+	@pytest -n auto
 
 clean:
 	rm -rf $(VENV) artifacts

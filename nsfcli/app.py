@@ -1,5 +1,6 @@
 """The Typer app; the one place where an error becomes a sentence and an exit code."""
 
+import os
 import signal
 import sys
 from importlib import import_module
@@ -53,6 +54,10 @@ class Group(TyperGroup):
         except KeyboardInterrupt as error:
             Console().error("interrupted; nothing was written.")
             raise typer.Exit(EXIT_INTERRUPTED) from error
+        except BrokenPipeError as error:
+            # Whoever read our stdout has stopped reading: nothing to tell, and nothing more to flush at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_USER_ERROR) from error
         except Exception as error:
             # Typer's and Click's own exceptions know how to show themselves.
             settings = ctx.obj

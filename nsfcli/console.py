@@ -31,6 +31,8 @@ class Console:
                 rich.print(line, markup=False)
             for table in tables:
                 rich.print(table.rich())
+        # Here, where a closed pipe can still be told from a failure, and not when Python ends.
+        sys.stdout.flush()
 
     def message(self, text: str) -> None:
         """Something worth knowing beside the result."""

@@ -19,9 +19,17 @@ def metrics(ctx: typer.Context, metrics: MetricsOption = METRICS) -> None:
         raise MissingFile("there is no such file", where=metrics, do="`nsf evaluate` makes it") from error
     except (OSError, ValueError) as error:
         raise WrongArtifact("cannot be read as JSON", where=metrics, do="`nsf evaluate` makes it") from error
-    if not isinstance(result, dict) or not {"nsf", "samples"} <= result.keys():
+    if not _written_by_evaluate(result):
         raise WrongArtifact("holds no metrics of `nsf evaluate`", where=metrics, do="`nsf evaluate` makes it")
     show(result, settings.console)
+
+
+def _written_by_evaluate(result: Any) -> bool:
+    if not isinstance(result, dict) or not isinstance(result.get("samples"), dict):
+        return False
+    reports = [result.get("nsf"), *([result["base"]] if result.get("base") is not None else [])]
+    keys = {"worst_group_accuracy", "mean_accuracy", "classes", "groups"}
+    return all(isinstance(report, dict) and keys <= report.keys() for report in reports)
 
 
 def show(result: dict[str, Any], console: Console) -> None:

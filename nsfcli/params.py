@@ -20,7 +20,8 @@ STANDARD_PATH = Path("params.yaml")
 Workers = Annotated[int, Field(ge=0)] | Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
+# Up to what float32 holds.
+Rate = Annotated[float, Field(gt=0, le=1e38)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -172,7 +173,8 @@ def options(*sections: str) -> Callable[[Command], Command]:
             for key, field in fields.items():
                 option = typer.Option(
                     option_name(section, key, command.__name__),
-                    help=field.description,
+                    # Rich takes square brackets for markup.
+                    help=(field.description or "").replace("[", "\\["),
                     metavar=_metavar(section, key),
                     rich_help_panel=f"Parameters (default: section {section} of params.yaml)",
                     show_default=False,
@@ -240,6 +242,9 @@ def _section(name: str, content: Any, given: Mapping[str, Any], where: str, comm
     if content is not None and not isinstance(content, dict):
         raise BadParameter(f"section '{name}' is {content!r}", where=where, do="indent its keys below it")
     merged = {**(content or {}), **given}
+    for key in merged:
+        if not isinstance(key, str):
+            raise BadParameter(f"key {key!r} of section '{name}' is no text", where=where)
     kinds = SECTIONS[name]
     kind = kinds[0]
     if len(kinds) > 1:
@@ -249,7 +254,7 @@ def _section(name: str, content: Any, given: Mapping[str, Any], where: str, comm
             options = f"{option_name(name, 'format', command)} or {name}.format"
             raise BadParameter(f"no data is named: section '{name}' lacks 'format'", where=where,
                                do=f"set {options} to {', '.join(tags)}")  # fmt: skip
-        if tag not in tags:
+        if not isinstance(tag, str) or tag not in tags:
             source = option_name(name, "format", command) if "format" in given else where
             raise BadParameter(f"{name}.format is {tag!r}", where=source, do=_nearest(str(tag), tags, "formats"))
         kind = tags[tag]

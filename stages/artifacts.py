@@ -147,6 +147,9 @@ class Metadata:
                      if key in strings}  # fmt: skip
         except json.JSONDecodeError as error:
             raise WrongArtifact("holds damaged metadata", where=path, do="make the artifact again") from error
+        for key, value in known.items():
+            if not isinstance(value, list if key.endswith("names") else dict):
+                raise WrongArtifact("holds damaged metadata", where=path, do="make the artifact again")
         rest = {"schema_version", "stage", "kind", *known}
         notes = {key: value for key, value in strings.items() if key not in rest}
         return cls(stage=strings.get("stage"), kind=strings.get("kind"), notes=notes, **known)
@@ -372,14 +375,22 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
     """
     import torch
 
-    counts = torch.bincount(features["labels"], minlength=classes or 0)
-    if classes is not None and len(counts) > classes:
+    highest = int(features["labels"].max())
+    if classes is not None and highest >= classes:
         raise Mismatch(
-            f"holds label {len(counts) - 1}, where {source.path if source else 'the head'} has {classes} classes "
+            f"holds label {highest}, where {source.path if source else 'the head'} has {classes} classes "
             f"(0 to {classes - 1})",
             where=features.path,
             do="give the head of the model that these features come from",
         )
+    if highest >= features.sizes["n"]:
+        # More classes than samples: told here, for a count of so many classes may not even fit into memory.
+        raise BadValues(
+            f"holds label {highest} among {features.sizes['n']} samples, so that a class has no sample",
+            where=features.path,
+            do="number the classes 0, 1, 2, ... without gaps",
+        )
+    counts = torch.bincount(features["labels"], minlength=classes or 0)
     if len(counts) < 2:
         raise BadValues("holds one class only", where=features.path, do="give samples of at least two classes")
     empty = (counts == 0).nonzero().flatten().tolist()
@@ -488,6 +499,7 @@ class Outputs:
 
     def __init__(self, protected: Sequence[Path]):
         self._protected = {path.resolve() for path in protected}
+        self._folders: list[Path] = []
         self._pending: list[tuple[Path, Path]] = []
         self._open: list[IO[bytes]] = []
 
@@ -500,11 +512,15 @@ class Outputs:
         path = Path(path)
         if path.resolve() in self._protected:
             raise CannotWrite("is an input of this command and would be overwritten", where=path, do="name another file")
+        if path.resolve() in {other.resolve() for _, other in self._pending}:
+            raise CannotWrite("is named for two outputs of this command", where=path, do="name two files")
         if path.is_dir():
             raise CannotWrite("is a folder, and a file is to be written there", where=path, do="name a file")
         temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
         try:
+            missing = [folder for folder in path.parents if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._folders += missing
             handle = temporary.open("wb")
         except OSError as error:
             raise CannotWrite(
@@ -545,8 +561,25 @@ class Outputs:
             handle.flush()
             os.fsync(handle.fileno())
             handle.close()
-        for temporary, path in self._pending:
-            temporary.replace(path)
+        # Each old file is kept under a second name until all new ones are in place: all of them change, or none.
+        kept: list[tuple[Path, Path | None]] = []
+        try:
+            for temporary, path in self._pending:
+                old = temporary.with_name(f"{temporary.name[:-4]}.old.tmp") if path.exists() else None
+                if old is not None:
+                    os.link(path, old)
+                kept.append((path, old))
+                temporary.replace(path)
+        except OSError:
+            for path, old in reversed(kept):
+                if old is not None:
+                    old.replace(path)
+                elif path.is_file():
+                    path.unlink()
+            raise
+        for _, old in kept:
+            if old is not None:
+                old.unlink()
 
     def _discard(self) -> None:
         for handle in self._open:
@@ -555,6 +588,10 @@ class Outputs:
                 handle.close()
         for temporary, _ in self._pending:
             temporary.unlink(missing_ok=True)
+        for folder in self._folders:
+            # Deepest first, and only those that this command made and nobody has used since.
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _signed(kind: str, metadata: Metadata) -> Metadata:

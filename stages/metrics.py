@@ -52,19 +52,26 @@ def members(
     attribute_names: Sequence[str] | None = None,
 ) -> tuple[dict[str, "Tensor"], dict[str, "Tensor"]]:
     """Which samples belong to each class and each group, (m,) bool each; those without samples are left out."""
-    classes: dict[str, Tensor] = {}
-    groups: dict[str, Tensor] = {}
+    classes: list[tuple[str, str, Tensor]] = []
+    groups: list[tuple[str, str, Tensor]] = []
     for index, name in enumerate(class_names):
         in_class = labels == index
         if not bool(in_class.any()):
             continue
-        classes[name] = in_class
+        classes.append((name, f"{name}#{index}", in_class))
         if attributes is not None:
             for value in sorted(set(attributes[in_class].tolist()) - {UNKNOWN}):
                 known = attribute_names or ()
                 attribute = known[value] if value < len(known) else value
-                groups[f"{name}/{attribute}"] = in_class & (attributes == value)
-    return classes, groups
+                chosen = in_class & (attributes == value)
+                groups.append((f"{name}/{attribute}", f"{name}#{index}/{attribute}#{value}", chosen))
+    return _by_name(classes), _by_name(groups)
+
+
+def _by_name(parts: "Sequence[tuple[str, str, Tensor]]") -> "dict[str, Tensor]":
+    """(name, name with numbers, members): by name, or where two share one, by the names with numbers."""
+    distinct = len({name for name, _, _ in parts}) == len(parts)
+    return {name if distinct else numbered: chosen for name, numbered, chosen in parts}
 
 
 def _mean(correct: "Tensor") -> float:

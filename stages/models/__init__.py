@@ -126,7 +126,7 @@ def split(model: Classifier, images: "Tensor") -> tuple["nn.Module", "nn.Linear"
         images: (b, 3, h, w), on the network's device; a first batch to check the cut on, in float32.
 
     Raises:
-        BadModel: the last linear layer is not what makes the logits.
+        BadModel: the last linear layer is not what makes the logits, or they are not finite.
     """
     import torch
     from torch import nn
@@ -134,6 +134,8 @@ def split(model: Classifier, images: "Tensor") -> tuple["nn.Module", "nn.Linear"
     network, head = model.network, model.head
     with torch.no_grad():
         expected = logits(network(images))
+        if not bool(torch.isfinite(expected).all()):
+            raise BadModel("the model gives NaN or infinity", where=_name(model), do="check its weights")
         parent, _, attribute = model.head_name.rpartition(".")
         setattr(network.get_submodule(parent), attribute, nn.Identity())
         features = logits(network(images))
@@ -141,10 +143,14 @@ def split(model: Classifier, images: "Tensor") -> tuple["nn.Module", "nn.Linear"
         if not fits or not torch.allclose(head(features), expected, rtol=1e-4, atol=1e-4):
             raise BadModel(
                 f"its logits are not what the last linear layer '{model.head_name}' makes of the features before it",
-                where=str(model.spec.get("architecture")),
+                where=_name(model),
                 do="choose an architecture that ends in a linear head",
             )
     return network, head
+
+
+def _name(model: Classifier) -> str:
+    return str(model.spec.get("architecture"))
 
 
 def logits(output: Any) -> "Tensor":

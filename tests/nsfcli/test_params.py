@@ -1,0 +1,244 @@
+"""params.yaml and the options beside it: what is read, which one wins, and what a mistake is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nsfcli.app import COMMANDS
+from nsfcli.params import SECTIONS, CsvData, DominoesData, FolderData, load, option_name
+from stages.errors import BadParameter, MissingFile
+from tests.conftest import REPOSITORY, Done, assert_one_sentence
+
+# The sections that each command with parameters uses.
+USED = {
+    "train": ("train", "model", "data"),
+    "extract": ("extract", "data"),
+    **{name: (name,) for name in ("identify", "neutralize", "eliminate", "update", "evaluate")},
+}
+# A data section that lacks nothing, for each model of it.
+DATA = {
+    DominoesData: "{format: dominoes}",
+    FolderData: "{format: folder, root: images}",
+    CsvData: "{format: csv, file: images.csv}",
+}
+# Every parameter's option: command, section, key, and a data section with which the key may stand.
+OPTIONS = [
+    pytest.param(
+        command, section, key, DATA.get(kind, DATA[DominoesData]), id=f"{command}{option_name(section, key, command)}"
+    )
+    for command, sections in USED.items()
+    for section in sections
+    for key, kind in {key: kind for kind in SECTIONS[section] for key in kind.model_fields}.items()
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, without a params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refuse(command: str, text: str | bytes | None, *words: str, **options: str) -> None:
+    """Loading is refused in one sentence that holds these words; `text` is params.yaml, or None where there is none."""
+    if text is not None:
+        Path("params.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(BadParameter) as caught:
+        load(command, {f"{section}__steps": None for section in USED[command]} | options)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and sentence.endswith((".", "?"))
+    for word in words:
+        assert word in sentence, (word, sentence)
+
+
+# ---------------------------------------------------------------------------------------------------- what is read
+
+
+def test_without_a_file_the_defaults_hold() -> None:
+    sections = load("update", {"update__seed": None})
+    assert list(sections) == ["update"]
+    values = sections["update"].model_dump()
+    assert values.keys() == {"solver", "steps", "learning_rate", "seed"}
+    assert (values["solver"], values["learning_rate"], values["seed"]) == ("published", 1e-3, 0)
+    assert values["steps"] >= 1
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "update:\n", "update: {}\n"])
+def test_an_empty_file_or_section_is_the_defaults(text: str, folder: Path) -> None:
+    before = load("update", {})["update"]
+    (folder / "params.yaml").write_text(text)
+    assert load("update", {})["update"] == before
+
+
+def test_values_come_from_the_file(folder: Path) -> None:
+    (folder / "params.yaml").write_text("eliminate:\n  steps: 350\ndata: {format: folder, root: images}\n")
+    sections = load("eliminate", {"eliminate__steps": None, "eliminate__learning_rate": None})
+    assert sections["eliminate"].model_dump() == {"steps": 350, "learning_rate": 1e-3}
+    assert sections["data"].model_dump() == {"format": "folder", "root": "images"}
+
+
+def test_another_file_can_be_named(folder: Path) -> None:
+    (folder / "params.yaml").write_text("eliminate: {steps: 1}\n")
+    (folder / "other.yaml").write_text("eliminate: {steps: 2}\n")
+    assert load("eliminate", {}, Path("other.yaml"))["eliminate"].model_dump()["steps"] == 2
+
+
+def test_options_win_over_the_file(folder: Path) -> None:
+    (folder / "params.yaml").write_text("eliminate: {steps: 350, learning_rate: 0.5}\n")
+    section = load("eliminate", {"eliminate__steps": "7", "eliminate__learning_rate": None})["eliminate"]
+    assert section.model_dump() == {"steps": 7, "learning_rate": 0.5}
+
+
+def test_1e_3_is_a_number(folder: Path) -> None:
+    """YAML 1.1 reads text here, and so would PyYAML."""
+    (folder / "params.yaml").write_text("eliminate: {learning_rate: 1e-4}\n")
+    assert load("eliminate", {})["eliminate"].model_dump()["learning_rate"] == 0.0001
+    assert load("eliminate", {"eliminate__learning_rate": "1e-3"})["eliminate"].model_dump()["learning_rate"] == 0.001
+
+
+def test_an_option_is_read_as_yaml() -> None:
+    options = {
+        "data__format": "dominoes",
+        "data__items": "[bag, boot]",
+        "data__test_bias": "null",
+        "model__image_size": "64",
+    }
+    sections = load("train", options)
+    assert sections["data"].model_dump()["items"] == ["bag", "boot"]
+    assert sections["data"].model_dump()["test_bias"] is None
+    assert sections["model"].model_dump()["image_size"] == 64
+
+
+# ------------------------------------------------------------------------------------------- mistakes in params.yaml
+
+MISTAKES = {
+    "unknown key": ("eliminate: {stepps: 3}", "'eliminate.stepps'", "'steps'"),
+    "unknown key, none near": ("eliminate: {q: 3}", "'eliminate.q'", "known keys: steps, learning_rate"),
+    "unknown section": ("elimnate: {steps: 3}", "'elimnate'", "'eliminate'"),
+    "unknown section, none near": ("q: 3", "'q'", "known sections: data, model, train"),
+    "wrong type": ("eliminate: {steps: many}", "eliminate.steps", "'many'", "a whole number"),
+    "a fraction": ("eliminate: {steps: 2.5}", "eliminate.steps", "2.5", "a whole number"),
+    "null": ("eliminate: {steps: null}", "eliminate.steps", "a whole number"),
+    "a list": ("eliminate: {steps: [1]}", "eliminate.steps", "a whole number"),
+    "number for text": ("model: {architecture: 18}", "model.architecture", "18", "text"),
+    "below its range": ("eliminate: {steps: 0}", "eliminate.steps", "0", "at least 1"),
+    "above its range": ("update: {seed: 2147483648}", "update.seed", "at least 0", "below 2147483648"),
+    "an open end": ("eliminate: {learning_rate: 0}", "eliminate.learning_rate", "above 0"),
+    "nan": ("eliminate: {learning_rate: .nan}", "eliminate.learning_rate", "a number above 0"),
+    "bool for int": ("eliminate: {steps: true}", "eliminate.steps", "True", "a whole number"),
+    "bool for float": ("eliminate: {learning_rate: true}", "eliminate.learning_rate", "True", "a number"),
+    "wrong choice": ("update: {solver: publishd}", "update.solver", "'publishd'", "did you mean published?"),
+    "wrong choice in a list": ("extract: {splits: [val, tst]}", "extract.splits", "'tst'", "did you mean test?"),
+    "text for a list": ("extract: {splits: val}", "extract.splits", "a list"),
+    "a list too short": ("model: {image_size: [3]}", "model.image_size", "a list of 2"),
+    "wrong data format": ("data: {format: dominos}", "data.format", "'dominos'", "'dominoes'"),
+    "another format's key": ("data: {format: folder, root: a, file: b}", "'data.file'", "known keys: format, root"),
+    "missing key": ("data: {format: csv}", "'data.file'", "--data-file"),
+    "missing data format": ("data: {root: x}", "'format'", "--data-format", "dominoes, folder, csv"),
+    "bad YAML": ("eliminate:\n  steps: 1\nupdate: [\n", "not valid YAML", "line 4"),
+    "a tab": ("eliminate:\n\tsteps: 3", "not valid YAML", "line 2"),
+    "a key given twice": ("eliminate:\n  steps: 1\n  steps: 2\n", "line 3", "duplicate key", "steps"),
+    "a section given twice": ("eliminate: {}\neliminate: {}\n", "line 2", "duplicate key", "eliminate"),
+    "two documents": ("eliminate: {}\n---\nupdate: {}\n", "not valid YAML", "line 2"),
+    "a Python object": ("eliminate: !!python/object:os.system x", "not valid YAML", "line 1"),
+    "a section that is a number": ("eliminate: 3", "'eliminate'", "3", "indent its keys"),
+    "a section that is a list": ("eliminate: [steps, 3]", "'eliminate'", "indent its keys"),
+    "a file that is a list": ("- steps\n", "holds no sections", "data, model, train"),
+    "a file that is text": ("steps", "holds no sections", "data, model, train"),
+    "no text": (b"\xff\xfe\x00", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_names_file_key_and_what_is_allowed(mistake: str) -> None:
+    text, *words = MISTAKES[mistake]
+    refuse("eliminate", text, "params.yaml", *map(str, words))
+
+
+@pytest.mark.parametrize("text", ["eliminate: {3: 4}", "data: {format: [folder], root: x}"])
+def test_a_key_that_is_no_text_and_a_format_that_is_a_list(text: str) -> None:
+    refuse("eliminate", text, "params.yaml", text.split(":")[0])
+
+
+def test_a_named_file_is_missing() -> None:
+    with pytest.raises(MissingFile, match=r"^nowhere\.yaml: .*--params\.$"):
+        load("eliminate", {}, Path("nowhere.yaml"))
+
+
+def test_a_folder_is_no_file(folder: Path) -> None:
+    with pytest.raises(BadParameter, match="cannot be read"):
+        load("eliminate", {}, folder)
+
+
+@pytest.mark.parametrize("command", USED)
+def test_a_typo_is_found_by_every_command(command: str, folder: Path, nsf: Callable[..., Done]) -> None:
+    """Also in a section that the command does not use, and before any data is asked for."""
+    wrong = "extract" if command == "train" else "train"
+    (folder / "params.yaml").write_text(f"data: {{format: folder, root: x}}\n{wrong}: {{batchsize: 3}}\n")
+    assert_one_sentence(nsf(command), "params.yaml", f"'{wrong}.batchsize'", "'batch_size'")
+
+
+# --------------------------------------------------------------------------------------------- mistakes in an option
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        ("eliminate", {"eliminate__steps": "abc"}, ("option --steps", "eliminate.steps", "'abc'", "a whole number")),
+        ("eliminate", {"eliminate__steps": "-5"}, ("option --steps", "-5", "at least 1")),
+        ("eliminate", {"eliminate__steps": "[1"}, ("option --steps", "'[1'", "a whole number")),
+        ("eliminate", {"eliminate__steps": ""}, ("option --steps", "a whole number")),
+        ("eliminate", {"eliminate__steps": "true"}, ("option --steps", "a whole number")),
+        ("update", {"update__solver": "publish"}, ("option --solver", "update.solver", "did you mean published?")),
+        ("train", {"data__format": "cvs"}, ("--data-format", "data.format", "'cvs'", "'csv'")),
+        ("train", {"data__format": "csv"}, ("'data.file'", "--data-file")),
+        ("train", {}, ("no data is named", "--data-format")),
+        ("train", {"data__format": "folder", "data__root": "a", "data__file": "b"}, ("option --data-file", "'data.file'")),
+    ],
+)
+def test_a_mistake_names_the_option(command: str, options: dict[str, str], words: tuple[str, ...]) -> None:
+    refuse(command, None, *words, **options)
+
+
+def test_a_right_option_mends_a_wrong_file(folder: Path) -> None:
+    (folder / "params.yaml").write_text("eliminate: {steps: many}\n")
+    assert load("eliminate", {"eliminate__steps": "5"})["eliminate"].model_dump()["steps"] == 5
+
+
+# ------------------------------------------------------------------------------------- every parameter has its option
+
+
+def test_every_section_is_used_by_a_command() -> None:
+    assert {section for sections in USED.values() for section in sections} == set(SECTIONS)
+    assert set(USED) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", USED)
+def test_options_stand_on_the_help_page(command: str, nsf: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    page = nsf(command, "--help").stdout
+    for section in USED[command]:
+        for key, field in {key: field for kind in SECTIONS[section] for key, field in kind.model_fields.items()}.items():
+            line = next((line for line in page.splitlines() if f"{option_name(section, key, command)} " in line), "")
+            assert field.description and field.description in line, (key, line)
+
+
+@pytest.mark.parametrize(("command", "section", "key", "kind"), OPTIONS)
+def test_every_parameter_has_an_option(
+    command: str, section: str, key: str, kind: str, folder: Path, nsf: Callable[..., Done]
+) -> None:
+    """A value that no parameter allows is refused under the option's name: so it has arrived."""
+    (folder / "params.yaml").write_text(f"data: {kind}\n")
+    name = option_name(section, key, command)
+    assert_one_sentence(nsf(command, name, "-1.5"), f"{name}:", f"{section}.{key}", "-1.5")
+
+
+def test_the_demo_s_file_lists_every_key() -> None:
+    """What stands in params.yaml is what `dvc params diff` shows."""
+    from ruamel.yaml import YAML
+
+    content = YAML(typ="safe", pure=True).load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    assert set(content) == set(SECTIONS)
+    for name, section in load("train", {}, REPOSITORY / "params.yaml").items():
+        assert set(content[name]) == set(type(section).model_fields), name

@@ -1,0 +1,65 @@
+"""An image folder tree: classes over all splits, usual split names, other files passed over."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.data import open_split
+from stages.errors import BadData
+from tests.stages.data.conftest import paint
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for split in ("train", "valid", "test"):
+        for name, images in (("dog", 2), ("cat", 3)):
+            for index in range(images):
+                paint(tmp_path / split / name / f"{index}.jpg")
+    return tmp_path
+
+
+def test_classes_labels_and_ids(tree: Path) -> None:
+    split = open_split("val", format="folder", root=str(tree))
+    assert split.class_names == ["cat", "dog"]
+    assert split.labels.tolist() == [0, 0, 0, 1, 1] and split.ids.tolist() == [0, 1, 2, 3, 4]
+    assert split.attributes is None
+    assert split.locate(3) == str(tree / "valid/dog/0.jpg")
+    assert split.load(3).size == (12, 8) and split[3][1:] == (1, None, 3)
+    assert "valid/" in split.ids_are
+
+
+def test_a_class_missing_from_one_split_keeps_its_number(tree: Path) -> None:
+    paint(tree / "train/ant/0.png")
+    split = open_split("test", format="folder", root=str(tree))
+    assert split.class_names == ["ant", "cat", "dog"] and set(split.labels.tolist()) == {1, 2}
+
+
+def test_other_files_hidden_files_and_deeper_folders(tree: Path) -> None:
+    (tree / "test/cat/notes.txt").write_text("x")
+    paint(tree / "test/cat/.hidden.jpg")
+    paint(tree / "test/.cache/0.jpg")
+    paint(tree / "test/cat/deeper/é.PNG".replace(".PNG", ".png"))
+    split = open_split("test", format="folder", root=str(tree))
+    assert split.class_names == ["cat", "dog"] and len(split) == 6
+    assert split.load(3).mode == "RGB" and split.locate(3).endswith("deeper/é.png")
+
+
+def test_what_is_missing(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"there is no folder for the val split; name it one of val, valid, validation"):
+        open_split("val", format="folder", root=str(tree / "train"))
+    (tmp_path / "bare/val").mkdir(parents=True)
+    with pytest.raises(BadData, match="holds no class folders; lay the images out as root/split/class/image"):
+        open_split("val", format="folder", root=str(tmp_path / "bare"))
+    (tmp_path / "bare/val/cat").mkdir()
+    with pytest.raises(BadData, match="holds no images"):
+        open_split("val", format="folder", root=str(tmp_path / "bare"))
+
+
+def test_an_image_that_is_none(tree: Path) -> None:
+    (tree / "test/cat/0.jpg").write_bytes(b"not an image")
+    split = open_split("test", format="folder", root=str(tree))
+    with pytest.raises(BadData, match=r"0\.jpg: cannot be read as an image"):
+        split.load(0)
+    (tree / "test/cat/1.jpg").unlink()
+    with pytest.raises(BadData, match=r"1\.jpg: there is no such image"):
+        split.load(1)

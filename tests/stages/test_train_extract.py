@@ -1,0 +1,190 @@
+"""train and extract on real images: the same bytes each time, whatever the workers; mistakes leave nothing behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stages import artifacts, extract, models, train
+from stages.artifacts import Metadata
+from stages.errors import BadData, BadModel, BadValues, Mismatch
+from stages.runtime import reproducible
+from tests.conftest import Done, assert_one_sentence, leftovers
+
+MODEL = {"source": "torchvision", "architecture": "resnet18", "weights": None, "image_size": [24, 24]}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of two classes: warm and cold noise."""
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.RandomState(0)
+    for split, count in (("train", 12), ("val", 9), ("test", 5)):
+        for label, name in enumerate(("cold", "warm")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.randint(0, 160, (24, 24, 3), dtype=np.uint8)
+                pixels[..., 0 if label else 2] += 90
+                Image.fromarray(pixels).save(folder / f"{index:02}.png")
+    return root
+
+
+@pytest.fixture
+def data(images: Path) -> dict[str, Any]:
+    return {"format": "folder", "root": str(images)}
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "model"
+    train_on({"format": "folder", "root": str(images)}, out, epochs=3)
+    return out
+
+
+def train_on(data: dict[str, Any], out: Path, **options: Any) -> dict[str, Any]:
+    chosen = {"epochs": 1, "batch_size": 8, "learning_rate": 0.01, "device": "cpu", **options}
+    return train.run(data=data, model=chosen.pop("model", MODEL), out=out, **chosen)
+
+
+def extract_to(folder: Path, data: dict[str, Any], model: Path, **options: Any) -> dict[str, Any]:
+    paths = {"out": folder / "features", "head_out": folder / "head.safetensors"}
+    return extract.run(data=data, model=model, **paths, **{"batch_size": 4, "device": "cpu", **options})
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_training_learns_and_says_so(data: dict[str, Any], tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    summary = train_on(data, tmp_path, epochs=6, progress=lambda *args: seen.append(args))
+    assert summary["train_accuracy"] > 0.9 and summary["samples"] == 24 and summary["classes"] == ["cold", "warm"]
+    assert seen == [("train", step, 18) for step in range(1, 19)]
+
+
+def test_same_seed_same_bytes_whatever_the_workers(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+    for name, workers in (("a", 0), ("b", 0), ("c", 2)):
+        train_on(data, tmp_path / name / "model", workers=workers)
+        extract_to(tmp_path / name, data, trained, workers=workers)
+    first, again, parallel = (files_in(tmp_path / name) for name in "abc")
+    assert first == again == parallel
+    assert set(first) == {
+        "model/model.safetensors", "features/val.safetensors", "features/test.safetensors", "head.safetensors"
+    }  # fmt: skip
+    train_on(data, tmp_path / "other", seed=1)
+    assert files_in(tmp_path / "other")["model.safetensors"] != first["model/model.safetensors"]
+
+
+def test_features_through_the_head_are_the_models_logits(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+    summary = extract_to(tmp_path, data, trained)
+    assert (summary["width"], summary["samples"]) == (512, {"val": 18, "test": 10})
+    held = artifacts.read("features", tmp_path / "features/val.safetensors")
+    head = artifacts.read("head", tmp_path / "head.safetensors")
+    assert held["labels"].tolist() == [0] * 9 + [1] * 9 and held["ids"].tolist() == list(range(18))
+    assert held.get("attributes") is None and held.class_names(2) == ["cold", "warm"]
+    assert "image of val/" in held.metadata.notes["ids"]
+    classifier, *_ = models.load(trained)
+    network = classifier.network.eval()
+    paths = sorted(Path(data["root"]).glob("val/*/*.png"))
+    with torch.no_grad():
+        logits = network(torch.stack([classifier.transform(Image.open(path).convert("RGB")) for path in paths]))
+    torch.testing.assert_close(held["features"] @ head["weight"].T + head["bias"], logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(head["weight"], network.fc.weight)
+
+
+def test_all_splits_and_a_batch_larger_than_the_split(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    extract_to(tmp_path, data, trained, splits=["train"], batch_size=1000, progress=lambda *args: seen.append(args))
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["train.safetensors"]
+    assert seen == [("extract train", 24, 24)]
+
+
+def test_mixed_precision_is_close(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        extract_to(tmp_path / precision, data, trained, precision=precision)
+    exact, mixed = (
+        artifacts.read("features", tmp_path / precision / "features/val.safetensors")
+        for precision in ("float32", "bfloat16")
+    )
+    assert mixed.metadata.parameters["precision"] == "bfloat16"
+    difference = (exact["features"] - mixed["features"]).norm() / exact["features"].norm()
+    assert 0 < float(difference) < 0.05
+
+
+def test_a_learning_rate_that_diverges(data: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(BadValues, match=r"the training diverged; lower train\.learning_rate"):
+        train_on(data, tmp_path / "model", learning_rate=1e30, epochs=2)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image(workers: int, images: Path, trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(images, tmp_path / "photos")
+    for split in ("train", "test"):
+        (tmp_path / f"photos/{split}/warm/03.png").write_bytes(b"not an image")
+    data = {"format": "folder", "root": str(tmp_path / "photos")}
+    with pytest.raises(BadData, match=r"train/warm/03\.png: cannot be read as an image; replace or remove it"):
+        train_on(data, tmp_path / "out/model", workers=workers)
+    with pytest.raises(BadData, match=r"test/warm/03\.png: cannot be read"):
+        extract_to(tmp_path / "out", data, trained, workers=workers)
+    assert not (tmp_path / "out").exists() and leftovers(tmp_path) == []
+
+
+def test_classes_of_another_data_set(images: Path, trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(images / "val/warm", tmp_path / "photos/val/hot")
+    shutil.copytree(images / "val/cold", tmp_path / "photos/val/cold")
+    with pytest.raises(Mismatch, match=r"the val split has the classes cold, hot, and the model was trained on cold, warm"):
+        extract_to(tmp_path / "out", {"format": "folder", "root": str(tmp_path / "photos")}, trained, splits=["val"])
+
+
+def test_a_model_that_gives_nan(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+    model, names, _ = models.load(trained)
+    with torch.no_grad():
+        model.network.bn1.weight[3] = torch.nan
+    with artifacts.outputs() as files:
+        models.save(files, tmp_path / "bad", model, names, Metadata())
+    with pytest.raises(BadModel, match="the model gives NaN or infinity; check its weights"):
+        extract_to(tmp_path / "out", data, tmp_path / "bad")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_last_batch_of_one_sample(data: dict[str, Any], tmp_path: Path) -> None:
+    """Batch norm refuses it where the image is small enough: it is left out, and training goes on."""
+    assert train_on(data, tmp_path / "model", batch_size=23)["samples"] == 24
+
+
+@pytest.mark.parametrize("command", ["train", "extract"])
+def test_on_the_command_line(
+    command: str, data: dict[str, Any], trained: Path, nsf: Callable[..., Done], tmp_path: Path
+) -> None:
+    where = ["--data-format", "folder", "--data-root", data["root"], "--workers", 0]
+    if command == "train":
+        options = ["--model-image-size", "[24, 24]", "--epochs", 1]
+        done = nsf("train", *where, *options, "--json")
+        assert done.code == 0, done.stderr
+        assert done.json["samples"] == 24 and (tmp_path / "artifacts/model/model.safetensors").exists()
+        assert_one_sentence(nsf("train", *where, "--model-architecture", "resnet19"), "did you mean resnet18?")
+    else:
+        done = nsf("extract", *where, "--model", trained, "--splits", "[val]")
+        assert done.code == 0 and "features of width 512 for val 18 images" in done.stdout
+        assert_one_sentence(nsf("extract", *where), "artifacts/model", "`nsf train` makes it")
+
+
+def test_the_callers_random_numbers_are_left_alone(data: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_on(data, tmp_path / "model")
+    assert torch.equal(torch.rand(3), expected)
+    with reproducible(seed=3):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()

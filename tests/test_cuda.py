@@ -1,0 +1,55 @@
+"""Every stage on a GPU gives what it gives on the CPU. Skipped where there is none."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY, Done
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+CHAIN = ("identify", "neutralize", "eliminate", "update", "evaluate")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_stages_agree_with_the_cpu(device: str, nsf: Callable[..., Done], own_features: Callable[..., Path]) -> None:
+    own_features("val")
+    own_features("test")
+    made = {}
+    for name in ("cpu", device):
+        out = {command: f"{name.replace(':', '')}/{command}.safetensors" for command in CHAIN}
+        for command, reads in {
+            "identify": (), "neutralize": ("identify",), "eliminate": ("neutralize",),
+            "update": ("identify", "neutralize", "eliminate"), "evaluate": ("update",),
+        }.items():  # fmt: skip
+            features = "test" if command == "evaluate" else "val"
+            inputs = [word for stage in reads for word in (f"--{stage}", out[stage])]
+            extra = ["--metrics", f"{name}.json"] if command == "evaluate" else []
+            done = nsf(
+                command, "--device", name, "--features", f"{features}.safetensors", *inputs, "--out", out[command], *extra
+            )
+            assert done.code == 0, done.stderr
+        made[name] = {command: load_file(path) for command, path in out.items()}
+    for command in CHAIN:
+        for tensor, expected in made["cpu"][command].items():
+            torch.testing.assert_close(made[device][command][tensor], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_train_and_extract(nsf: Callable[..., Done], tmp_path: Path) -> None:
+    data = [
+        "--data-format", "dominoes", "--data-root", REPOSITORY / "data/dominoes",
+        "--data-train-size", 200, "--data-val-size", 100, "--data-test-size", 100,
+    ]  # fmt: skip
+    image = ["--model-image-size", "[56, 28]", "--epochs", 1]
+    assert nsf("train", "--device", "cuda", *data, *image).code == 0
+    for device in ("cpu", "cuda"):
+        done = nsf("extract", "--device", device, *data, "--precision", "float32", "--out", device)
+        assert done.code == 0, done.stderr
+    cpu, gpu = (load_file(tmp_path / device / "val.safetensors") for device in ("cpu", "cuda"))
+    assert torch.equal(cpu["labels"], gpu["labels"])
+    difference = (cpu["features"] - gpu["features"]).norm() / cpu["features"].norm()
+    assert float(difference) < 1e-2
+    assert nsf("extract", "--device", "cuda", *data, "--out", "mixed").code == 0
