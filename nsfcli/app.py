@@ -17,7 +17,9 @@ from stages.errors import UserError
 
 # The subcommands, in pipeline order, and the help panel of each; a module of that name holds the function of that name.
 COMMANDS = {
-    "train": "Before: a classifier to repair",
+    "init": "Before: a folder, a classifier to repair",
+    "doctor": "Before: a folder, a classifier to repair",
+    "train": "Before: a folder, a classifier to repair",
     "extract": "The six stages, in pipeline order",
     "identify": "The six stages, in pipeline order",
     "neutralize": "The six stages, in pipeline order",
@@ -25,6 +27,8 @@ COMMANDS = {
     "update": "The six stages, in pipeline order",
     "evaluate": "The six stages, in pipeline order",
     "metrics": "After: what came of it",
+    "export": "After: what came of it",
+    "predict": "After: what came of it",
 }
 
 # Options of every command: they may stand before or after its name. Value: whether the option takes a value.

@@ -20,6 +20,7 @@ ELIMINATE = Path("artifacts/eliminate.safetensors")
 UPDATE = Path("artifacts/update.safetensors")
 EVALUATE = Path("artifacts/evaluate.safetensors")
 METRICS = Path("metrics/evaluate.json")
+EXPORT = Path("artifacts/export")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ def _option(help: str) -> object:
     return typer.Option(help=help, metavar="FILE", rich_help_panel="Files")
 
 
+ModelOption = Annotated[
+    Path,
+    typer.Option(
+        help="What `nsf train` wrote; where it is not there, the trained model of section model is taken.",
+        metavar="DIR",
+        rich_help_panel="Files",
+    ),
+]
 FeaturesOption = Annotated[
     Path, _option("Features to read: a safetensors file with `features` (n,d) and `labels` (n,), from any program.")
 ]

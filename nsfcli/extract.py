@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from nsfcli import params
-from nsfcli.command import FEATURES, HEAD, MODEL, Settings
+from nsfcli.command import FEATURES, HEAD, MODEL, ModelOption, Settings
 
 
-@params.options("extract", "data")
+@params.options("extract", "model", "data")
 def extract(
     ctx: typer.Context,
-    model: Annotated[Path, typer.Option(help="What `nsf train` wrote.", metavar="DIR", rich_help_panel="Files")] = MODEL,
+    model: ModelOption = MODEL,
     out: Annotated[
         Path,
         typer.Option(help="The folder for the features, SPLIT.safetensors each.", metavar="DIR", rich_help_panel="Files"),
@@ -24,7 +24,8 @@ def extract(
 ) -> None:
     """Write the penultimate features of each split, and the linear head.
 
-    Reads the images and artifacts/model; writes artifacts/features/SPLIT.safetensors (`features` (n,d), `labels`, `ids` and,
+    Reads the data and artifacts/model or, where `nsf train` made none, the trained classifier of section model; writes
+    artifacts/features/SPLIT.safetensors (`features` (n,d), `labels`, `ids` and,
     where the data has them, `attributes` (n,)) and artifacts/head.safetensors (`weight` (C,d), `bias` (C,)).
     """
     from stages.extract import run
@@ -35,6 +36,7 @@ def extract(
         summary = run(
             data=sections["data"].model_dump(),
             model=model,
+            own_model=sections["model"].model_dump(),
             out=out,
             head_out=head_out,
             device=settings.device,
@@ -42,6 +44,9 @@ def extract(
             **sections["extract"].model_dump(),
         )
     counts = ", ".join(f"{name} {count}" for name, count in summary["samples"].items())
+    skipped = sum(summary["skipped"].values())
+    if skipped:
+        settings.console.message(f"Skipped {skipped} samples that cannot be read, the first: {summary['first_skipped']}")
     settings.console.result(
-        summary, line=f"features of width {summary['width']} for {counts} images -> {out}, head -> {head_out}"
+        summary, line=f"features of width {summary['width']} for {counts} {summary['kind']}s -> {out}, head -> {head_out}"
     )

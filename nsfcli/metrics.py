@@ -41,8 +41,11 @@ def show(result: dict[str, Any], console: Console) -> None:
         change = f"{after - before:+.3f}" if before is not None and after is not None else None
         table.row(name, samples, before, after, change)
 
-    for key, name in (("worst_group_accuracy", "worst group"), ("mean_accuracy", "mean")):
-        row(name, None, base and base[key], new[key])
+    row("worst group", None, base and base["worst_group_accuracy"], new["worst_group_accuracy"])
+    row("mean", None, base and base["mean_accuracy"], new["mean_accuracy"])
+    if new.get("adjusted_mean_accuracy") is not None:
+        # By the training groups' shares: what papers report for Waterbirds.
+        row("adjusted mean", None, base and base["adjusted_mean_accuracy"], new["adjusted_mean_accuracy"])
     parts = "groups" if new["groups"] else "classes"
     for name, accuracy in new[parts].items():
         row(name, result["samples"][name], base and base[parts][name], accuracy)

@@ -31,11 +31,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+OnError = Literal["stop", "skip"]
+ON_ERROR = "A sample that cannot be read: stop, or skip and count it."
+
+
 class DominoesData(Section):
     """The embedded demo, or any pairing of digits and items from the full MNIST and Fashion-MNIST."""
 
     format: Literal["dominoes"] = Field(description="How the data is laid out.")
-    root: str = Field("data/dominoes", description="The folder with the images.")
+    root: str = Field("data/dominoes", description="The folder with the data.")
     items: list[str] = Field(["coat", "dress"], min_length=2, description="Fashion-MNIST classes, the labels.")
     digits: list[Annotated[int, Field(ge=0, le=9)]] = Field(
         [0, 1], min_length=2, description="MNIST digits, the attributes; the i-th agrees with the i-th item."
@@ -53,43 +57,158 @@ class FolderData(Section):
     """A tree of images, root/split/class/image."""
 
     format: Literal["folder"] = Field(description="How the data is laid out.")
-    root: str = Field(description="The folder with the images.")
+    root: str = Field(description="The folder with the data.")
+    on_error: OnError = Field("stop", description=ON_ERROR)
 
 
-class CsvData(Section):
-    """A CSV file with a row per image."""
+class TableData(Section):
+    """A table with a row per sample."""
 
-    format: Literal["csv"] = Field(description="How the data is laid out.")
-    file: str = Field(description="The CSV file.")
-    root: str | None = Field(None, description="The folder that paths start from; null is the CSV file's own.")
+    format: str = Field(description="How the data is laid out.")
+    file: str = Field(description="The table; with {split} in its name, one per split.")
+    root: str | None = Field(None, description="The folder that images' paths start from; null is the table's own.")
     path_column: str = Field("path", description="Column with the image's path.")
+    text_column: str | None = Field(None, description="Column with the text, where the data is texts.")
+    second_text_column: str | None = Field(None, description="Column with the second text, where it is pairs.")
     label_column: str = Field("label", description="Column with the class.")
     split_column: str = Field("split", description="Column with the split: train, val, test or 0, 1, 2.")
-    attribute_column: str | None = Field(None, description="Column with the attribute, read by evaluate alone.")
+    attribute_column: str | list[str] | None = Field(
+        None, description="Column with the attribute, or several; read by evaluate alone."
+    )
     class_names: list[str] | None = Field(None, description="Names of classes 0, 1, ...")
     attribute_names: list[str] | None = Field(None, description="Names of attributes 0, 1, ...")
+    drop_empty: bool = Field(False, description="Leave out samples whose text is empty.")
+    on_error: OnError = Field("stop", description=ON_ERROR)
 
 
-class ModelSection(Section):
-    """The classifier that `train` builds."""
+class CsvData(TableData):
+    """A CSV file with a row per image or text."""
 
-    source: Literal["torchvision"] = Field("torchvision", description="Where the architecture comes from.")
-    architecture: str = Field("resnet18", description="The architecture's name in that source.")
-    weights: str | None = Field(None, description="Weights to start from (DEFAULT, IMAGENET1K_V2); null is random.")
-    image_size: Size | Annotated[list[Size], Field(min_length=2, max_length=2)] = Field(
-        224, description="Edge of the center crop, or [height, width] to resize to."
+    format: Literal["csv"] = Field(description="How the data is laid out.")
+
+
+class ParquetData(TableData):
+    """A Parquet file with a row per image or text."""
+
+    format: Literal["parquet"] = Field(description="How the data is laid out.")
+
+
+class JsonlData(TableData):
+    """A JSON lines file with an object per image or text."""
+
+    format: Literal["jsonl"] = Field(description="How the data is laid out.")
+
+
+class HuggingFaceData(Section):
+    """A DatasetDict of Hugging Face datasets, saved to disk."""
+
+    format: Literal["huggingface"] = Field(description="How the data is laid out.")
+    root: str = Field(description="The folder with the data.")
+    image_column: str = Field("image", description="Column with the image.")
+    text_column: str | None = Field(None, description="Column with the text, where the data is texts.")
+    second_text_column: str | None = Field(None, description="Column with the second text, where it is pairs.")
+    label_column: str = Field("label", description="Column with the class.")
+    attribute_column: str | list[str] | None = Field(
+        None, description="Column with the attribute, or several; read by evaluate alone."
     )
+    class_names: list[str] | None = Field(None, description="Names of classes 0, 1, ...")
+    attribute_names: list[str] | None = Field(None, description="Names of attributes 0, 1, ...")
+    drop_empty: bool = Field(False, description="Leave out samples whose text is empty.")
+    on_error: OnError = Field("stop", description=ON_ERROR)
+
+
+class BenchmarkData(Section):
+    """A benchmark in the layout of its owners."""
+
+    format: str = Field(description="How the data is laid out.")
+    root: str = Field(description="The folder with the data.")
+    on_error: OnError = Field("stop", description=ON_ERROR)
+
+
+class WaterbirdsData(BenchmarkData):
+    """Waterbirds: birds on land or water."""
+
+    format: Literal["waterbirds"] = Field(description="How the data is laid out.")
+
+
+class CelebAData(BenchmarkData):
+    """CelebA: faces, by default hair colour against gender."""
+
+    format: Literal["celeba"] = Field(description="How the data is laid out.")
+    target: str = Field("Blond_Hair", description="CelebA's attribute that is the class.")
+    attribute: str = Field("Male", description="CelebA's attribute that is the spurious one.")
+
+
+class MultiNLIData(BenchmarkData):
+    """MultiNLI: inference against negation."""
+
+    format: Literal["multinli"] = Field(description="How the data is laid out.")
+
+
+class CivilCommentsData(BenchmarkData):
+    """CivilComments: toxicity against mentions of identities."""
+
+    format: Literal["civilcomments"] = Field(description="How the data is laid out.")
+    identities: Literal["any"] | list[str] = Field("any", description="Identities of which any is the attribute.")
+
+
+class CheXpertData(BenchmarkData):
+    """CheXpert: no finding against sex and race."""
+
+    format: Literal["chexpert"] = Field(description="How the data is laid out.")
+
+
+SOURCE = "Where the classifier comes from."
+WEIGHTS = "Path of a state dict (.pt, .pth, .safetensors), or the source's own (DEFAULT); null is random."
+ImageSize = Size | Annotated[list[Size], Field(min_length=2, max_length=2)]
+IMAGE_SIZE = "Edge of the center crop, or [height, width] to resize to."
+
+
+class TorchvisionModel(Section):
+    """One of torchvision's image classifiers."""
+
+    source: Literal["torchvision"] = Field("torchvision", description=SOURCE)
+    architecture: str = Field("resnet18", description="The architecture's name in that source.")
+    weights: str | None = Field(None, description=WEIGHTS)
+    image_size: ImageSize = Field(224, description=IMAGE_SIZE)
+
+
+class TimmModel(Section):
+    """One of timm's image classifiers (pip install 'nsf[timm]')."""
+
+    source: Literal["timm"] = Field(description=SOURCE)
+    architecture: str = Field(description="The architecture's name in that source.")
+    weights: str | None = Field(None, description=WEIGHTS)
+    image_size: ImageSize | None = Field(None, description=IMAGE_SIZE)
+
+
+class TransformersModel(Section):
+    """A text or image classifier of Hugging Face transformers."""
+
+    source: Literal["transformers"] = Field(description=SOURCE)
+    name: str = Field(description="A folder that save_pretrained wrote, or an id of the Hugging Face hub.")
+    max_length: Size | None = Field(None, description="Tokens a text, longer ones are cut; null is the tokenizer's limit.")
+
+
+class CallableModel(Section):
+    """Any classifier: a function that returns (encoder, head, transform)."""
+
+    source: Literal["callable"] = Field(description=SOURCE)
+    function: str = Field(description="module:function, returning (encoder, head, transform).")
+    options: dict[str, Any] = Field({}, description="Keyword arguments of the function.")
+    checkpoint: str | None = Field(None, description="The file that the function loads, for export to repair a copy of.")
 
 
 class TrainSection(Section):
     """ERM training of the classifier."""
 
     epochs: Size = Field(3, description="Passes over the training split.")
-    batch_size: Size = Field(32, description="Images a step.")
-    learning_rate: Rate = Field(0.003, description="SGD's.")
+    batch_size: Size = Field(32, description="Samples a step.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW.")
+    learning_rate: Rate = Field(0.003, description="The optimizer's.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD's.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0001, description="SGD's.")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the learning rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0001, description="The optimizer's.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Of the learning rate.")
     seed: Seed = Field(0, description="Of the initialisation and the order of samples.")
     workers: Workers = Field("auto", description="Loader processes; auto fits the machine.")
 
@@ -100,7 +219,7 @@ class ExtractSection(Section):
     splits: list[Literal["train", "val", "test"]] = Field(
         ["val", "test"], min_length=1, description="Which splits to extract."
     )
-    batch_size: Size = Field(256, description="Images a forward pass.")
+    batch_size: Size = Field(256, description="Samples a forward pass.")
     workers: Workers = Field("auto", description="Loader processes; auto fits the machine.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of the forward pass; auto is float32 on CPU and mixed on GPU."
@@ -135,9 +254,24 @@ class EvaluateSection(Section):
     """No parameters: accuracies are counted."""
 
 
+# The key that tells apart the variants of a section, and the variant where none is named.
+TAGS = {"data": ("format", None), "model": ("source", "torchvision")}
+
 SECTIONS: Mapping[str, tuple[type[Section], ...]] = {
-    "data": (DominoesData, FolderData, CsvData),
-    "model": (ModelSection,),
+    "data": (
+        DominoesData,
+        FolderData,
+        CsvData,
+        ParquetData,
+        JsonlData,
+        HuggingFaceData,
+        WaterbirdsData,
+        CelebAData,
+        MultiNLIData,
+        CivilCommentsData,
+        CheXpertData,
+    ),
+    "model": (TorchvisionModel, TimmModel, TransformersModel, CallableModel),
     "train": (TrainSection,),
     "extract": (ExtractSection,),
     "identify": (IdentifySection,),
@@ -198,7 +332,7 @@ def _metavar(section: str, key: str) -> str:
     choices = [choice for kind in SECTIONS[section] if key in kind.model_fields
                for choice in get_args(kind.model_fields[key].annotation)]  # fmt: skip
     if choices and all(isinstance(choice, str) for choice in choices):
-        return "|".join(choices)
+        return "|".join(dict.fromkeys(choices))
     return "VALUE"
 
 
@@ -238,6 +372,16 @@ def load(command: str, overrides: Mapping[str, str | None], path: Path | None = 
     return sections
 
 
+def check(content: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Section]:
+    """Every section that can be made of this content, with its defaults; data is left out where it has none.
+
+    Raises:
+        BadParameter: as `load`.
+    """
+    names = [name for name in SECTIONS if name in content or TAGS.get(name, ("", "a default"))[1] is not None]
+    return {name: _section(name, dict(content.get(name, {})), {}, where, name) for name in names}
+
+
 def _section(name: str, content: Any, given: Mapping[str, Any], where: str, command: str) -> Section:
     if content is not None and not isinstance(content, dict):
         raise BadParameter(f"section '{name}' is {content!r}", where=where, do="indent its keys below it")
@@ -248,15 +392,16 @@ def _section(name: str, content: Any, given: Mapping[str, Any], where: str, comm
     kinds = SECTIONS[name]
     kind = kinds[0]
     if len(kinds) > 1:
-        tags = {get_args(each.model_fields["format"].annotation)[0]: each for each in kinds}
-        tag = merged.get("format")
+        tag_key, default = TAGS[name]
+        tags = {get_args(each.model_fields[tag_key].annotation)[0]: each for each in kinds}
+        tag = merged.get(tag_key, default)
         if tag is None:
-            options = f"{option_name(name, 'format', command)} or {name}.format"
-            raise BadParameter(f"no data is named: section '{name}' lacks 'format'", where=where,
+            options = f"{option_name(name, tag_key, command)} or {name}.{tag_key}"
+            raise BadParameter(f"no {name} is named: section '{name}' lacks '{tag_key}'", where=where,
                                do=f"set {options} to {', '.join(tags)}")  # fmt: skip
         if not isinstance(tag, str) or tag not in tags:
-            source = option_name(name, "format", command) if "format" in given else where
-            raise BadParameter(f"{name}.format is {tag!r}", where=source, do=_nearest(str(tag), tags, "formats"))
+            source = option_name(name, tag_key, command) if tag_key in given else where
+            raise BadParameter(f"{name}.{tag_key} is {tag!r}", where=source, do=_nearest(str(tag), tags, f"{tag_key}s"))
         kind = tags[tag]
     try:
         return kind.model_validate(merged)
@@ -302,7 +447,14 @@ def _allowed(schema: Mapping[str, Any]) -> str:
         least, most = schema.get("minItems"), schema.get("maxItems")
         count = f" of {least}" if least is not None and least == most else f" of at least {least}" if least else ""
         return f"a list{count} (each {_allowed(schema['items'])})"
-    names = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null", "boolean": "true or false"}
+    names = {
+        "object": "a map of keys to values",
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "text",
+        "null": "null",
+        "boolean": "true or false",
+    }
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     ranges = [f"{word} {schema[limit]}" for limit, word in limits.items() if limit in schema]
     return " ".join([names.get(str(kind), str(kind)), *([" and ".join(ranges)] if ranges else [])])

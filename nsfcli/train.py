@@ -19,7 +19,8 @@ def train(
 ) -> None:
     """Train an ERM classifier on the train split: the one to repair.
 
-    Reads the images; writes artifacts/model/model.safetensors, the state dict and what rebuilds the network.
+    Reads the data; writes artifacts/model/model.safetensors, the state dict and what rebuilds the network; for a model of
+    transformers, its configuration and tokenizer beside it.
     """
     from stages.train import run
 
@@ -34,8 +35,10 @@ def train(
             progress=progress,
             **sections["train"].model_dump(),
         )
+    if summary["skipped"]:
+        settings.console.message(f"Left out {summary['skipped']} samples that cannot be read.")
     settings.console.result(
         summary,
-        line=f"trained on {summary['samples']} images of {len(summary['classes'])} classes, "
+        line=f"trained on {summary['samples']} samples of {len(summary['classes'])} classes, "
         f"training accuracy {summary['train_accuracy']:.3f} -> {summary['out']}",
     )

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = "1"
+
+# What is moved at once within a file.
+COPY_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -475,23 +478,43 @@ def _product(shape: Sequence[int]) -> int:
 class RowWriter:
     """A features file written as the features come; only labels, ids and attributes are kept until the end."""
 
-    def __init__(self, file: IO[bytes], layout: Layout, samples: int):
-        self._file, self._layout, self._samples, self._written = file, layout, samples, 0
-        file.write(layout.header)
-        file.seek(layout.position("features"))
+    def __init__(self, file: IO[bytes], layout: "Callable[[int, Metadata], Layout]", samples: int, metadata: Metadata):
+        self._file, self._make, self._samples, self._metadata, self._written = file, layout, samples, metadata, 0
+        self._layout = layout(samples, metadata)
+        file.seek(self._layout.position("features"))
 
     def rows(self, features: "Tensor") -> None:
         """Append rows of `features`, (b, d) float32 on any device."""
         self._file.write(_bytes(features.cpu()))
         self._written += features.shape[0]
 
-    def finish(self, columns: Mapping[str, "Tensor"]) -> None:
-        """Write the other tensors, (n,) int64 each, and check that every row came."""
-        if self._written != self._samples:
-            raise RuntimeError(f"{self._written} of {self._samples} rows were written")
+    def finish(self, columns: Mapping[str, "Tensor"], notes: Mapping[str, str] | None = None) -> None:
+        """Write the header and the other tensors, (rows written,) int64 each; `notes` join the metadata."""
+        if self._written > self._samples or any(len(tensor) != self._written for tensor in columns.values()):
+            raise RuntimeError(f"{self._written} of {self._samples} rows were written, and not as many labels")
+        metadata = replace(self._metadata, notes={**self._metadata.notes, **(notes or {})})
+        layout = self._make(self._written, metadata)
+        self._move(self._layout.position("features"), layout.position("features"), layout.size)
+        self._file.seek(0)
+        self._file.write(layout.header)
         for name, tensor in columns.items():
-            self._file.seek(self._layout.position(name))
+            self._file.seek(layout.position(name))
             self._file.write(_bytes(tensor))
+
+    def _move(self, source: int, target: int, size: int) -> None:
+        """Shift the features within the file: samples that were skipped, or notes, change what stands before them."""
+        if source == target:
+            return
+        length = size - target
+        steps = list(range(0, length, COPY_BYTES))
+        # Towards the front from the first byte on, towards the back from the last: no byte is overwritten unread.
+        for start in steps if target < source else reversed(steps):
+            count = min(COPY_BYTES, length - start)
+            self._file.seek(source + start)
+            content = self._file.read(count)
+            self._file.seek(target + start)
+            self._file.write(content)
+        self._file.truncate(size)
 
 
 class Outputs:
@@ -521,7 +544,7 @@ class Outputs:
             missing = [folder for folder in path.parents if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folders += missing
-            handle = temporary.open("wb")
+            handle = temporary.open("w+b")
         except OSError as error:
             raise CannotWrite(
                 f"cannot be written ({error.strerror})", where=path, do="name a folder you may write to"
@@ -529,6 +552,10 @@ class Outputs:
         self._pending.append((temporary, path))
         self._open.append(handle)
         return handle
+
+    def inputs(self, *paths: Path) -> None:
+        """Name more files that the command reads: none of them may be an output."""
+        self._protected |= {path.resolve() for path in paths}
 
     def text(self, path: Path, text: str) -> None:
         self.file(path).write(text.encode())
@@ -548,13 +575,15 @@ class Outputs:
             file.write(_bytes(on_cpu[name]))
 
     def features(self, path: Path, samples: int, width: int, columns: Sequence[str], metadata: Metadata) -> RowWriter:
-        """A features artifact, to be written row by row; `columns` names its (n,) int64 tensors."""
+        """A features artifact of at most `samples` rows, to be written one by one; `columns`: its (n,) int64 tensors."""
         import torch
 
-        shapes: dict[str, tuple[Any, tuple[int, ...]]] = dict.fromkeys(columns, (torch.int64, (samples,)))
-        shapes["features"] = (torch.float32, (samples, width))
-        layout = Layout(shapes, _signed("features", metadata).to_strings())
-        return RowWriter(self.file(path), layout, samples)
+        def layout(rows: int, metadata: Metadata) -> Layout:
+            shapes: dict[str, tuple[Any, tuple[int, ...]]] = dict.fromkeys(columns, (torch.int64, (rows,)))
+            shapes["features"] = (torch.float32, (rows, width))
+            return Layout(shapes, _signed("features", metadata).to_strings())
+
+        return RowWriter(self.file(path), layout, samples, metadata)
 
     def _commit(self) -> None:
         for handle in self._open:

@@ -64,10 +64,11 @@ def run(
             for model, (weight, bias) in heads.items()
         }
         named = (labels, attributes, names, data.metadata.attribute_names)
+        train_groups = json.loads(data.metadata.notes.get("train_groups", "null"))
         classes_of, groups_of = metrics.members(*named)
         result: dict[str, Any] = {
-            "base": metrics.report(predictions["base"], *named) if base is not None else None,
-            "nsf": metrics.report(predictions["nsf"], *named),
+            "base": metrics.report(predictions["base"], *named, train_groups) if base is not None else None,
+            "nsf": metrics.report(predictions["nsf"], *named, train_groups),
             "samples": {name: int(chosen.sum()) for name, chosen in (groups_of or classes_of).items()},
         }
         inputs = {"features": data, "update": new, "head": base}

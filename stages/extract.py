@@ -1,6 +1,7 @@
 """extract: the penultimate features of a trained classifier, and its linear head."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 from stages import artifacts, models
 from stages.artifacts import Metadata, RowWriter
 from stages.data import Split, open_split
-from stages.errors import BadValues, Mismatch
-from stages.loading import batches
+from stages.errors import BadValues, Mismatch, UserError
+from stages.loading import batches, check_kind, collate, move
+from stages.models import Classifier, Opened
 from stages.runtime import Progress, reproducible, resolve_device, silent
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
+
+# Samples of the first batch, on which the head is found and the cut is checked.
+PROBE_SAMPLES = 8
 
 
 def compute_dtype(name: str, device: "torch.device") -> "torch.dtype":
@@ -33,48 +39,94 @@ def compute_dtype(name: str, device: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def extract(
-    encoder: "nn.Module",
-    transform: Any,
+def encoded(
+    encode: "Callable[[Any], torch.Tensor]",
+    model: Classifier,
     split: Split,
-    writer: RowWriter,
     *,
     batch_size: int,
     workers: int | str,
     device: "torch.device",
     dtype: "torch.dtype",
     what: str,
+    order: "torch.Tensor | None" = None,
+    skipped: list[UserError] | None = None,
     progress: Progress = silent,
-) -> None:
-    """Write the encoder's features of every sample, in the split's order, as they come.
+) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+    """The encoder's features of every sample, or of those in `order`: batches (b, d) float32 with their positions (b,).
 
     Args:
-        encoder: images (b, 3, h, w) -> features (b, d), in evaluation mode on `device`.
-        transform: sample -> (3, h, w) float32.
-        writer: takes the rows.
+        encode: a batch -> features (b, d), of a network in evaluation mode on `device`; see `models.split`.
+        model: prepares and collates the samples.
+        dtype: what the forward pass computes in; see `compute_dtype`.
         what: names the work in `progress`.
+        skipped: where given, samples that cannot be loaded are left out and their errors added here.
 
     Raises:
         BadValues: a sample's features are not finite.
+        UserError: a sample could not be loaded, and `skipped` is None.
     """
     import torch
 
-    mixed = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     done = 0
-    with torch.no_grad(), mixed:
-        for images, positions in batches(split, transform, batch_size=batch_size, workers=workers, device=device):
-            features = models.logits(encoder(images)).float()
-            finite = torch.isfinite(features).all(dim=1).cpu()
-            if not bool(finite.all()):
-                position = int(positions[(~finite).nonzero()[0, 0]])
-                raise BadValues(
-                    "the model gives NaN or infinity for this sample",
-                    where=split.locate(position),
-                    do="check the model's weights, or set extract.precision: float32",
-                )
-            writer.rows(features)
-            done += len(positions)
-            progress(what, done, len(split))
+    loaded = batches(split, model, batch_size=batch_size, workers=workers, device=device, order=order, skipped=skipped)
+    for inputs, positions in loaded:
+        # The modes end before the yield: they would hold for whoever asks for the batches as well.
+        with torch.no_grad(), torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
+            features = encode(inputs).float()
+        finite = torch.isfinite(features).all(dim=1).cpu()
+        if not bool(finite.all()):
+            position = int(positions[(~finite).nonzero()[0, 0]])
+            raise BadValues(
+                "the model gives NaN or infinity for this sample",
+                where=split.locate(position),
+                do="check the model's weights, or set extract.precision: float32",
+            )
+        done += len(positions)
+        progress(what, done, len(split))
+        yield features, positions
+
+
+def extract(writer: RowWriter, batches: "Iterable[tuple[torch.Tensor, torch.Tensor]]") -> "torch.Tensor":
+    """Write features as they come from `encoded`; returns the positions of the rows written, (rows,) int64."""
+    import torch
+
+    written: list[torch.Tensor] = []
+    for features, positions in batches:
+        writer.rows(features)
+        written.append(positions)
+    return torch.cat(written) if written else torch.empty(0, dtype=torch.int64)
+
+
+def head_tensors(head: "nn.Linear") -> "tuple[torch.Tensor, torch.Tensor]":
+    """The head's weight (C, d) and bias (C,), of two classes where it has one sigmoid output."""
+    import torch
+
+    weight = head.weight.detach()
+    bias = head.bias.detach() if head.bias is not None else torch.zeros(len(weight), device=weight.device)
+    return models.two_classes(weight, bias) if len(weight) == 1 else (weight, bias)
+
+
+def first_batch(model: Classifier, split: Split, size: int, device: "torch.device") -> Any:
+    """The first samples that can be loaded, as the network takes them.
+
+    Raises:
+        BadData: none of the split's samples can be loaded.
+        UserError: the first sample cannot, and the model or the data says so.
+    """
+    check_kind(split, model)
+    samples: list[Any] = []
+    errors: list[UserError] = []
+    for position in range(len(split)):
+        try:
+            samples.append(model.transform(split.load(position)))
+        except UserError as error:
+            errors.append(error)
+        if len(samples) == size:
+            break
+    if not samples:
+        raise errors[0]
+    return move(collate(model.collate, [(sample, 0) for sample in samples])[0], device)
 
 
 def run(
@@ -83,6 +135,7 @@ def run(
     model: Path,
     out: Path,
     head_out: Path,
+    own_model: Mapping[str, Any] | None = None,
     splits: Sequence[str] = ("val", "test"),
     batch_size: int = 256,
     workers: int | str = 0,
@@ -97,12 +150,14 @@ def run(
         model: what `nsf train` wrote.
         out: the folder for the features files.
         head_out: the file for the linear head, (C, d) and (C,).
+        own_model: the `model` section of params.yaml: the trained classifier to use where there is no `model`.
         splits: which splits to extract.
         batch_size, workers: samples a forward pass, and loader processes (or "auto").
         precision: see `compute_dtype`.
 
     Returns:
-        A summary: `out`, `head`, `width` (d), and per split its number of samples.
+        A summary: `out`, `head`, `model` (what was taken), `kind`, `width` (d), `classes`, and per split its number of
+        samples and how many of them were skipped; `first_skipped`: what the first one met, or None.
 
     Raises:
         UserError: data or model cannot be used; nothing is written.
@@ -111,47 +166,103 @@ def run(
 
     target = resolve_device(device)
     dtype = compute_dtype(precision, target)
-    classifier, class_names, fingerprint = models.load(model)
+    with reproducible(seed=0):
+        opened = models.open_trained(model, own_model)
+    classifier = opened.classifier
     classifier.network.to(target).eval()
-    opened = {name: open_split(name, **data) for name in splits}
-    for name, split in opened.items():
-        if class_names and list(split.class_names) != class_names:
-            raise Mismatch(
-                f"the {name} split has the classes {', '.join(split.class_names)}, and the model was trained on "
-                f"{', '.join(class_names)}",
-                where=model,
-                do="run `nsf train` on this data",
-            )
+    readers = {name: open_split(name, **data) for name in splits}
+    labels = {name: number_as(opened, split, name) for name, split in readers.items()}
+    train_groups = _train_groups(data)
+    skip = data.get("on_error") == "skip"
+    skipped: dict[str, list[UserError]] = {name: [] for name in splits}
+    written: dict[str, int] = {}
     with artifacts.outputs() as files, reproducible(seed=0):
-        first = next(iter(opened.values()))
-        probe, _ = next(batches(first, classifier.transform, batch_size=min(8, len(first)), workers=0, device=target))
-        encoder, head = models.split(classifier, probe)
+        first = next(iter(readers.values()))
+        encode, head, head_name = models.split(classifier, first_batch(classifier, first, PROBE_SAMPLES, target))
         parameters = {"data": dict(data), "precision": str(dtype).removeprefix("torch."), "batch_size": batch_size}
-        for name, split in opened.items():
-            columns = {"labels": torch.from_numpy(split.labels), "ids": torch.from_numpy(split.ids)}
-            if split.attributes is not None:
-                columns["attributes"] = torch.from_numpy(split.attributes)
+        weight, bias = head_tensors(head)
+        names = opened.class_names or list(first.class_names)
+        if len(names) > len(weight) or int(max(values.max() for values in labels.values())) >= len(weight):
+            raise Mismatch(
+                f"has {len(weight)} classes, and the data {len(first.class_names)} ({', '.join(first.class_names[:10])})",
+                where=classifier.name,
+                do="run `nsf train` on this data, or give the data that the model is for",
+            )
+        for name, split in readers.items():
+            columns = ["labels", "ids", *(["attributes"] if split.attributes is not None else [])]
             metadata = Metadata(
                 parameters={**parameters, "split": name},
-                inputs={"model": fingerprint},
-                class_names=split.class_names,
+                inputs={"model": opened.fingerprint},
+                class_names=names,
                 attribute_names=split.attribute_names,
                 notes={"ids": split.ids_are},
             )
-            path = Path(out) / f"{name}.safetensors"
-            writer = files.features(path, len(split), head.in_features, list(columns), metadata)
-            extract(
-                encoder, classifier.transform, split, writer,
+            writer = files.features(Path(out) / f"{name}.safetensors", len(split), head.in_features, columns, metadata)
+            features = encoded(
+                encode, classifier, split,
                 batch_size=batch_size, workers=workers, device=target, dtype=dtype,
-                what=f"extract {name}", progress=progress,
+                what=f"extract {name}", skipped=skipped[name] if skip else None, progress=progress,
             )  # fmt: skip
-            writer.finish(columns)
-        bias = head.bias if head.bias is not None else torch.zeros(head.out_features)
-        metadata = Metadata(inputs={"model": fingerprint}, class_names=class_names or None)
-        files.artifact("head", head_out, {"weight": head.weight, "bias": bias}, metadata)
+            rows = extract(writer, features)
+            if len(rows) == 0:
+                raise skipped[name][0]
+            held = {"labels": torch.from_numpy(labels[name])[rows], "ids": torch.from_numpy(split.ids)[rows]}
+            notes = {"skipped": str(len(skipped[name]))}
+            if split.attributes is not None:
+                held["attributes"] = torch.from_numpy(split.attributes)[rows]
+            if name == "test" and train_groups:
+                notes["train_groups"] = json.dumps(train_groups)
+            writer.finish(held, notes)
+            written[name] = len(rows)
+        notes = {"model": classifier.name, "head": head_name, "single_output": str(head.out_features == 1).lower()}
+        metadata = Metadata(inputs={"model": opened.fingerprint}, class_names=names, notes=notes)
+        files.artifact("head", head_out, {"weight": weight, "bias": bias}, metadata)
+    met = [error for errors in skipped.values() for error in errors]
     return {
         "out": str(out),
         "head": str(head_out),
+        "model": str(model) if opened.by_nsf else classifier.name,
+        "kind": first.kind,
         "width": head.in_features,
-        "samples": {name: len(split) for name, split in opened.items()},
+        "classes": names,
+        "samples": written,
+        "skipped": {name: len(errors) for name, errors in skipped.items()},
+        "first_skipped": str(met[0]) if met else None,
     }
+
+
+def number_as(opened: Opened, split: Split, name: str) -> "np.ndarray":
+    """The split's labels, (n,) int64, numbered as the model numbers its classes.
+
+    Classes go by their names where model and data have the same ones, whatever their order and capitals; otherwise by
+    their numbers.
+
+    Raises:
+        Mismatch: `nsf train` made the model on classes of other names.
+    """
+    import numpy as np
+
+    ours, theirs = ([str(value).casefold() for value in values] for values in (split.class_names, opened.class_names))
+    if theirs and set(ours) == set(theirs):
+        order = np.array([theirs.index(value) for value in ours], dtype=np.int64)
+        numbered: np.ndarray = order[split.labels]
+        return numbered
+    if opened.by_nsf and theirs:
+        raise Mismatch(
+            f"the {name} split has the classes {', '.join(split.class_names)}, and the model was trained on "
+            f"{', '.join(opened.class_names)}",
+            where=opened.classifier.name,
+            do="run `nsf train` on this data",
+        )
+    return split.labels
+
+
+def _train_groups(data: Mapping[str, Any]) -> dict[str, int] | None:
+    """The training split's group sizes, for evaluate's adjusted mean; None where they cannot be known.
+
+    They are group labels, so they go to the test features alone, which nothing but evaluate reads.
+    """
+    try:
+        return dict(open_split("train", **data).counts()["groups"]) or None
+    except UserError:
+        return None

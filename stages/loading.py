@@ -1,11 +1,13 @@
 """Batches of samples for training and extraction: loader workers, in a fixed order, with errors that stay sentences."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages.data import Split
-from stages.errors import UserError
+from stages.errors import Mismatch, UserError
+from stages.models import Classifier
 
 if TYPE_CHECKING:
     import torch
@@ -18,27 +20,28 @@ class Samples:
     An exception that crosses from a worker arrives as a traceback in a string; as a value it stays what it is.
     """
 
-    def __init__(self, split: Split, transform: Callable[[Any], "Tensor"]):
+    def __init__(self, split: Split, transform: Callable[[Any], Any]):
         self.split, self.transform = split, transform
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, position: int) -> "tuple[Tensor, int] | UserError":
+    def __getitem__(self, position: int) -> "tuple[Any, int] | UserError":
         try:
             return self.transform(self.split.load(position)), position
         except UserError as error:
             return error
 
 
-def collate(samples: list[Any]) -> "tuple[Tensor, Tensor] | UserError":
-    """Stack (sample, position) pairs; one error stands for the whole batch."""
+def collate(together: "Callable[[list[Any]], Any] | None", samples: list[Any]) -> "tuple[Any, Tensor, list[UserError]]":
+    """(batch, positions, errors): the samples that could be loaded, put together, and what the others met."""
     import torch
 
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-    return torch.stack([sample for sample, _ in samples]), torch.tensor([position for _, position in samples])
+    errors = [sample for sample in samples if isinstance(sample, UserError)]
+    loaded = [sample for sample in samples if not isinstance(sample, UserError)]
+    positions = torch.tensor([position for _, position in loaded], dtype=torch.int64)
+    batch = (together or torch.stack)([sample for sample, _ in loaded]) if loaded else None
+    return batch, positions, errors
 
 
 def worker_count(workers: int | str) -> int:
@@ -54,31 +57,54 @@ def worker_count(workers: int | str) -> int:
 
 def batches(
     split: Split,
-    transform: Callable[[Any], "Tensor"],
+    model: Classifier,
     *,
     batch_size: int,
     workers: int | str,
     device: "torch.device",
     order: "Tensor | None" = None,
-) -> "Iterator[tuple[Tensor, Tensor]]":
-    """Batches (images (b, ...), positions (b,)) on `device`, in `order` (default: as the split has them).
+    skipped: list[UserError] | None = None,
+) -> "Iterator[tuple[Any, Tensor]]":
+    """Batches (inputs of the model's network, positions (b,)) on `device`, in `order` (default: as the split has them).
+
+    Args:
+        skipped: where given, a sample that cannot be loaded is left out and its error added here.
 
     Raises:
-        UserError: a sample could not be loaded.
+        Mismatch: the model takes texts and the data holds images, or the other way round.
+        UserError: a sample could not be loaded, and `skipped` is None.
     """
     from torch.utils.data import DataLoader
 
+    check_kind(split, model)
     positions = range(len(split)) if order is None else order.tolist()
     loader: Any = DataLoader(
-        Samples(split, transform),  # type: ignore[arg-type]
+        Samples(split, model.transform),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=positions,
         num_workers=worker_count(workers),
-        collate_fn=collate,
+        collate_fn=partial(collate, model.collate),
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        images, chosen = batch
-        yield images.to(device, non_blocking=True), chosen
+    for batch, chosen, errors in loader:
+        if errors and skipped is None:
+            raise errors[0]
+        if skipped is not None:
+            skipped += errors
+        if batch is not None:
+            yield move(batch, device), chosen
+
+
+def check_kind(split: Split, model: Classifier) -> None:
+    """Raise Mismatch where a model of texts meets images, or one of images texts."""
+    if model.kind not in ("any", split.kind):
+        raise Mismatch(
+            f"takes {model.kind}s, and the data holds {split.kind}s", where=model.name, do="check sections data and model"
+        )
+
+
+def move(batch: Any, device: "torch.device") -> Any:
+    """A batch, a tensor or a dictionary of tensors, on another device."""
+    if isinstance(batch, Mapping):
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return batch.to(device, non_blocking=True)

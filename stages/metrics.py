@@ -1,6 +1,6 @@
 """Accuracy by class and by group (class x attribute): worst-group accuracy and its kin, in one place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ def report(
     attributes: "Tensor | None",
     class_names: Sequence[str],
     attribute_names: Sequence[str] | None = None,
+    train_groups: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Accuracies of one head.
 
@@ -27,10 +28,13 @@ def report(
         attributes: (m,) int64, -1 where unknown, or None where there are none.
         class_names: C names.
         attribute_names: one name an attribute value; by default the values themselves.
+        train_groups: how many training samples each group has, by its name.
 
     Returns:
-        `worst_group_accuracy` and `worst_group` (None without attributes), `mean_accuracy`, and `classes` and `groups`:
-        maps from a name to its accuracy. Groups are named "class/attribute".
+        `worst_group_accuracy` and `worst_group` (None without attributes), `mean_accuracy` over the samples,
+        `adjusted_mean_accuracy`: the groups' accuracies weighted by their shares of the *training* samples, which papers
+        of this field report as Waterbirds' average (Sagawa et al. 2020, section 5; None where those are unknown), and
+        `classes` and `groups`: maps from a name to its accuracy. Groups are named "class/attribute".
     """
     correct = predictions == labels
     classes, groups = members(labels, attributes, class_names, attribute_names)
@@ -40,6 +44,7 @@ def report(
         "worst_group_accuracy": by_group[worst] if worst is not None else None,
         "worst_group": worst,
         "mean_accuracy": _mean(correct),
+        "adjusted_mean_accuracy": _adjusted(by_group, train_groups or {}),
         "classes": {name: _mean(correct[chosen]) for name, chosen in classes.items()},
         "groups": by_group,
     }
@@ -72,6 +77,14 @@ def _by_name(parts: "Sequence[tuple[str, str, Tensor]]") -> "dict[str, Tensor]":
     """(name, name with numbers, members): by name, or where two share one, by the names with numbers."""
     distinct = len({name for name, _, _ in parts}) == len(parts)
     return {name if distinct else numbered: chosen for name, numbered, chosen in parts}
+
+
+def _adjusted(accuracies: Mapping[str, float], train_groups: Mapping[str, int]) -> float | None:
+    trained_on = {name: count for name, count in train_groups.items() if count}
+    if not trained_on or trained_on.keys() - accuracies.keys():
+        return None
+    weighted = sum(count * accuracies[name] for name, count in trained_on.items())
+    return round(weighted / sum(trained_on.values()), 6)
 
 
 def _mean(correct: "Tensor") -> float:

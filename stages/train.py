@@ -7,7 +7,7 @@ from typing import Any
 from stages import artifacts, models
 from stages.artifacts import Metadata
 from stages.data import Split, open_split
-from stages.errors import BadValues
+from stages.errors import BadValues, UserError
 from stages.loading import batches
 from stages.models import Classifier
 from stages.runtime import Progress, reproducible, resolve_device, silent
@@ -20,14 +20,16 @@ def train(
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    optimizer: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     schedule: str = "cosine",
     workers: int | str = 0,
     device: str = "auto",
+    skipped: list[UserError] | None = None,
     progress: Progress = silent,
 ) -> float:
-    """Train the network in place by SGD; returns the accuracy on the training samples during the last epoch.
+    """Train the network in place; returns the accuracy on the training samples during the last epoch.
 
     Draws from torch's global generator: wrap it in `runtime.reproducible`.
 
@@ -36,9 +38,10 @@ def train(
         split: the training samples.
         epochs, batch_size: passes over the samples, and samples a step; a last batch of one sample is left out, for
             batch norm has no variance there.
-        learning_rate, momentum, weight_decay: SGD's.
-        schedule: "cosine" (down to zero over all steps) or "constant".
+        optimizer: "sgd" (with momentum) or "adamw".
+        schedule: of the learning rate: "cosine" or "linear" (down to zero over all steps), or "constant".
         workers: loader processes, or "auto"; 0 loads in this one.
+        skipped: where given, samples that cannot be loaded are left out and their errors added here.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -46,24 +49,33 @@ def train(
     target = resolve_device(device)
     network = model.network.to(target).train()
     labels = torch.from_numpy(split.labels).to(target)
-    optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+    rates: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
+    updates: torch.optim.Optimizer = (
+        torch.optim.SGD(network.parameters(), momentum=momentum, **rates)
+        if optimizer == "sgd"
+        else torch.optim.AdamW(network.parameters(), **rates)
+    )
     total = epochs * -(-len(split) // batch_size)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total) if schedule == "cosine" else None
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+    if schedule == "cosine":
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(updates, total)
+    elif schedule == "linear":
+        scheduler = torch.optim.lr_scheduler.LinearLR(updates, start_factor=1.0, end_factor=0.0, total_iters=total)
     step = correct = seen = 0
     for _ in range(epochs):
         correct = seen = 0
         order = torch.randperm(len(split))
-        for images, positions in batches(
-            split, model.transform, batch_size=batch_size, workers=workers, device=target, order=order
+        for inputs, positions in batches(
+            split, model, batch_size=batch_size, workers=workers, device=target, order=order, skipped=skipped
         ):
             step += 1
             if len(positions) > 1:
                 targets = labels[positions.to(target)]
-                output = models.logits(network(images))
+                output = models.logits(models.call(network, inputs))
                 loss = cross_entropy(output, targets)
-                optimizer.zero_grad()
+                updates.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                updates.step()
                 correct += int((output.detach().argmax(dim=1) == targets).sum())
                 seen += len(positions)
             if scheduler is not None:
@@ -94,16 +106,17 @@ def run(
         parameters: `train`'s own.
 
     Returns:
-        A summary: `out`, `samples`, `classes`, `train_accuracy`.
+        A summary: `out`, `samples`, `classes`, `train_accuracy`, `skipped`.
 
     Raises:
         UserError: data or model cannot be used; nothing is written.
     """
     resolve_device(device)
     split = open_split("train", **data)
+    skipped: list[UserError] | None = [] if data.get("on_error") == "skip" else None
     with artifacts.outputs() as files, reproducible(seed):
         classifier = models.build(**model, classes=len(split.class_names))
-        accuracy = train(classifier, split, workers=workers, device=device, progress=progress, **parameters)
+        accuracy = train(classifier, split, workers=workers, device=device, skipped=skipped, progress=progress, **parameters)
         metadata = Metadata(parameters={"data": dict(data), "train": {**parameters, "seed": seed}})
         weights = {name: t for name, t in classifier.network.state_dict().items() if t.is_floating_point()}
         try:
@@ -116,4 +129,6 @@ def run(
         "samples": len(split),
         "classes": list(split.class_names),
         "train_accuracy": round(accuracy, 6),
+        # An image that cannot be read is met again in every epoch.
+        "skipped": len({str(error) for error in skipped or ()}),
     }

@@ -30,6 +30,7 @@ def test_demo_table_is_the_committed_run() -> None:
     rows = [
         ("worst group", "-", base["worst_group_accuracy"], new["worst_group_accuracy"]),
         ("mean", "-", base["mean_accuracy"], new["mean_accuracy"]),
+        ("adjusted mean", "-", base["adjusted_mean_accuracy"], new["adjusted_mean_accuracy"]),
         *((name, metrics["samples"][name], base["groups"][name], new["groups"][name]) for name in new["groups"]),
     ]
     expected = [f"| {name} | {n} | {erm:.3f} | {nsf:.3f} | {nsf - erm:+.3f} |" for name, n, erm, nsf in rows]

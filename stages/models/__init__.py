@@ -1,24 +1,42 @@
-"""Image classifiers: one module per source of backbones, all giving a `Classifier` that splits into encoder and head."""
+"""Classifiers: one module per source of backbones, all giving a `Classifier` that splits into encoder and linear head."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import artifacts
 from stages.artifacts import Metadata, Outputs
-from stages.errors import BadModel
+from stages.errors import BadModel, MissingFile
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor, nn
 
 # model.source -> the module that builds it.
-SOURCES = {"torchvision": "stages.models.torchvision"}
+SOURCES = {
+    "torchvision": "stages.models.torchvision",
+    "timm": "stages.models.timm",
+    "transformers": "stages.models.transformers",
+    "callable": "stages.models.callable",
+}
 
 FILE_NAME = "model.safetensors"
+
+# The features times the head must be the model's own logits, this closely.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a classifier's weights come from: a file, or a transformers folder.
+
+    `names` maps the network's tensor names to the file's, which may carry a prefix ("module.fc.weight").
+    """
+
+    path: Path
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -26,43 +44,79 @@ class Classifier:
     """A classifier with its linear head in place, and all that is needed to rebuild it.
 
     Attributes:
-        network: images (b, 3, h, w) float32 -> logits (b, C).
-        head_name: the module name of the last linear layer in `network`.
-        transform: RGB image -> (3, h, w) float32.
+        network: a batch -> logits (b, C); (b, 1) or (b,) of one sigmoid output stand for two classes.
+        transform: a sample as the data gives it -> what `collate` takes: (3, h, w) float32 for an RGB image.
         spec: the arguments of `build` that rebuild the network, without weights.
+        kind: "image" or "text": what `transform` takes.
+        collate: transformed samples -> a batch for the network, a tensor or a dictionary of tensors; None stacks.
+        class_names: where the model brings its own.
+        checkpoint: where its trained weights come from; None where it has none (random, or an encoder with a new head).
+        trained: whether the head has been trained; if not, `nsf train` comes first.
+        assets: other files of the model's own format, by name (a transformers folder's config and tokenizer).
     """
 
     network: "nn.Module"
-    head_name: str
-    transform: "Callable[[Image], Tensor]"
+    transform: Callable[[Any], Any]
     spec: Mapping[str, Any]
+    kind: str = "image"
+    collate: Callable[[list[Any]], Any] | None = None
+    class_names: Sequence[str] | None = None
+    checkpoint: Checkpoint | None = None
+    trained: bool = False
+    assets: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
-    def head(self) -> "nn.Linear":
-        head: nn.Linear = self.network.get_submodule(self.head_name)  # type: ignore[assignment]
-        return head
+    def name(self) -> str:
+        """What to call it in messages."""
+        return next(str(self.spec[key]) for key in ("architecture", "name", "function") if key in self.spec)
 
 
-def build(*, source: str, **spec: Any) -> Classifier:
+@dataclass(frozen=True)
+class Opened:
+    """A trained classifier as a stage takes it, with the names of its classes (empty: unknown) and its fingerprint.
+
+    `by_nsf`: whether `nsf train` made it, on classes that must then be the data's.
+    """
+
+    classifier: Classifier
+    class_names: list[str]
+    fingerprint: str
+    by_nsf: bool
+
+
+def build(*, source: str, classes: int | None = None, **spec: Any) -> Classifier:
     """Build a classifier; `spec` goes to the source's own `build`.
 
+    Args:
+        source: a key of SOURCES.
+        classes: C of a head to train; None takes the model as it is, with its own trained head.
+
     Raises:
-        BadModel: unknown name, or weights that do not fit.
+        BadModel: unknown name, weights that cannot be had or do not fit, or no trained head where one is needed.
     """
-    built: Classifier = import_module(SOURCES[source]).build(**spec)
+    built: Classifier = import_module(SOURCES[source]).build(classes=classes, **spec)
     return built
 
 
 def save(files: Outputs, folder: Path, model: Classifier, class_names: Sequence[str], metadata: Metadata) -> None:
-    """Write the state dict, in the network's own names, and the spec to `folder`/model.safetensors."""
-    signed = replace(
-        metadata, stage="train", kind="model", class_names=class_names, notes={"model": json.dumps(dict(model.spec))}
-    )
+    """Write the state dict, in the network's own names, and the spec to `folder`/model.safetensors; assets beside it."""
+    # transformers reads `format`.
+    notes = {"model": json.dumps(dict(model.spec)), "format": "pt"}
+    signed = replace(metadata, stage="train", kind="model", class_names=class_names, notes=notes)
     files.tensors(folder / FILE_NAME, model.network.state_dict(), signed)
+    assets = dict(model.assets)
+    if "config.json" in assets:
+        # transformers keeps the classes' names in its configuration.
+        config = json.loads(assets["config.json"])
+        config["id2label"] = {str(index): name for index, name in enumerate(class_names)}
+        config["label2id"] = {name: index for index, name in enumerate(class_names)}
+        assets["config.json"] = json.dumps(config, indent=2).encode()
+    for name, content in assets.items():
+        files.file(folder / name).write(content)
 
 
-def load(folder: Path) -> tuple[Classifier, list[str], str]:
-    """Rebuild what `save` wrote: the classifier, its class names, and the file's fingerprint.
+def load(folder: Path) -> Opened:
+    """Rebuild what `save` wrote.
 
     Raises:
         MissingFile, WrongArtifact, BadModel: no such model, another file, or weights that do not fit.
@@ -70,9 +124,32 @@ def load(folder: Path) -> tuple[Classifier, list[str], str]:
     path = Path(folder) / FILE_NAME if Path(folder).is_dir() else Path(folder)
     state, metadata, fingerprint = artifacts.read_model(path)
     spec = json.loads(metadata.notes["model"])
-    model = build(**{**spec, "weights": None})
+    names = [str(name) for name in metadata.class_names or []]
+    module = import_module(SOURCES[spec.pop("source")])
+    model: Classifier = module.rebuild(folder=path.parent, **spec)
     load_state(model.network, state, path)
-    return model, [str(name) for name in metadata.class_names or []], fingerprint
+    checkpoint = Checkpoint(path, {name: name for name in state})
+    return Opened(replace(model, checkpoint=checkpoint, trained=True), names, fingerprint, True)
+
+
+def open_trained(folder: Path, section: Mapping[str, Any] | None) -> Opened:
+    """The trained classifier: what `nsf train` wrote to `folder`, or where there is none, the `model` section's own.
+
+    Raises:
+        MissingFile: neither is there.
+        UserError: as `load` and `build`.
+    """
+    if section is None or folder.exists():
+        return load(folder)
+    model = build(**section, classes=None)
+    if not model.trained:
+        raise MissingFile(
+            "there is no such model, and the model of params.yaml has no trained head of its own",
+            where=folder,
+            do="`nsf train` makes it, or name trained weights in section 'model'",
+        )
+    names = [str(name) for name in model.class_names or []]
+    return Opened(model, names, artifacts.fingerprint(model.network.state_dict()), False)
 
 
 def load_state(network: "nn.Module", state: "Mapping[str, Tensor]", where: Path | str) -> None:
@@ -85,13 +162,13 @@ def load_state(network: "nn.Module", state: "Mapping[str, Tensor]", where: Path 
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         what = f"lacks {len(missing)} tensors of the architecture" if missing else f"has {len(extra)} tensors too many"
-        raise BadModel(f"{what}, '{(missing or extra)[0]}' first", where=where, do="check model.architecture")
+        raise BadModel(f"{what}, '{(missing or extra)[0]}' first", where=where, do="check the model's architecture")
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             raise BadModel(
                 f"'{name}' has shape {tuple(state[name].shape)}, where the architecture has {tuple(tensor.shape)}",
                 where=where,
-                do="check model.architecture and the number of classes",
+                do="check the model's architecture and the number of classes",
             )
     network.load_state_dict(dict(state))
 
@@ -117,43 +194,87 @@ def find_head(network: "nn.Module", where: str) -> str:
     return str(names[-1])
 
 
-def split(model: Classifier, images: "Tensor") -> tuple["nn.Module", "nn.Linear"]:
-    """Cut the head off: (encoder, head), with head(encoder(x)) equal to the network's own logits.
+def split(model: Classifier, inputs: Any) -> "tuple[Callable[[Any], Tensor], nn.Linear, str]":
+    """Cut the head off: (encoder, head, the head's module name), with head(encoder(x)) equal to the network's own logits.
 
-    The network is changed: in the head's place stands an identity.
+    The head is the linear layer that ran last and made the logits of a first batch. The encoder gives exactly what
+    enters it, (b, d); what lies before it, other layers of a deeper head among them, belongs to the encoder.
 
     Args:
-        images: (b, 3, h, w), on the network's device; a first batch to check the cut on, in float32.
+        inputs: a first batch, on the network's device, to find the head and to check the cut on, in float32.
 
     Raises:
-        BadModel: the last linear layer is not what makes the logits, or they are not finite.
+        BadModel: no linear layer makes the logits, or they are not finite.
     """
     import torch
     from torch import nn
 
-    network, head = model.network, model.head
-    with torch.no_grad():
-        expected = logits(network(images))
-        if not bool(torch.isfinite(expected).all()):
-            raise BadModel("the model gives NaN or infinity", where=_name(model), do="check its weights")
-        parent, _, attribute = model.head_name.rpartition(".")
-        setattr(network.get_submodule(parent), attribute, nn.Identity())
-        features = logits(network(images))
-        fits = features.dim() == 2 and features.shape[1] == head.in_features
-        if not fits or not torch.allclose(head(features), expected, rtol=1e-4, atol=1e-4):
-            raise BadModel(
-                f"its logits are not what the last linear layer '{model.head_name}' makes of the features before it",
-                where=_name(model),
-                do="choose an architecture that ends in a linear head",
-            )
-    return network, head
+    network = model.network.eval()
+    ran: list[tuple[str, nn.Linear, Tensor, Tensor]] = []
+    linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        find_head(network, model.name)
+    hooks = [
+        module.register_forward_hook(
+            lambda layer, args, output, name=name: ran.append((name, layer, args[0].detach(), output.detach()))
+        )
+        for name, module in linear
+    ]
+    try:
+        with torch.no_grad():
+            expected = logits(call(network, inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not bool(torch.isfinite(expected).all()):
+        raise BadModel("the model gives NaN or infinity", where=model.name, do="check its weights")
+    for name, layer, features, output in reversed(ran):
+        if features.dim() == 2 and output.shape == expected.shape:
+            with torch.no_grad():
+                made = layer(features)
+            if torch.allclose(made, expected, rtol=TOLERANCE, atol=TOLERANCE):
+                return _encoder(network, layer), layer, name
+    seen = ", ".join(f"{name} {tuple(output.shape)}" for name, _, _, output in ran[-5:]) or "none"
+    raise BadModel(
+        f"no linear layer makes its logits {tuple(expected.shape)} (the last that ran: {seen})",
+        where=model.name,
+        do="give a classifier that ends in a linear head, applied to one feature vector a sample",
+    )
 
 
-def _name(model: Classifier) -> str:
-    return str(model.spec.get("architecture"))
+def _encoder(network: "nn.Module", head: "nn.Linear") -> "Callable[[Any], Tensor]":
+    """What enters the head: the network runs as it is, and its last product costs next to nothing."""
+
+    def encode(inputs: Any) -> "Tensor":
+        entered: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+        try:
+            call(network, inputs)
+        finally:
+            hook.remove()
+        return entered[-1]
+
+    return encode
+
+
+def call(network: "nn.Module", inputs: Any) -> Any:
+    """Run a network on a batch: a tensor, or a dictionary of named ones."""
+    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
 
 
 def logits(output: Any) -> "Tensor":
-    """The logits in a network's output: itself, or what GoogLeNet and Inception wrap them in while training."""
+    """The logits (b, C) in a network's output: itself, or what transformers, GoogLeNet and Inception wrap them in."""
     result: Tensor = getattr(output, "logits", output)
-    return result
+    return result.unsqueeze(1) if result.dim() == 1 else result
+
+
+def two_classes(weight: "Tensor", bias: "Tensor") -> "tuple[Tensor, Tensor]":
+    """The head (2, d), (2,) of two classes that gives by softmax what one sigmoid output (1, d), (1,) gives."""
+    import torch
+
+    return torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+
+
+def one_output(weight: "Tensor", bias: "Tensor") -> "tuple[Tensor, Tensor]":
+    """`two_classes` undone: the sigmoid output (1, d), (1,) that equals a head of two classes by softmax."""
+    return weight[1:] - weight[:1], bias[1:] - bias[:1]

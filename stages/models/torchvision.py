@@ -1,12 +1,13 @@
 """torchvision's image classifiers, by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import BadModel
-from stages.models import Classifier, find_head, load_state
+from stages.models import Checkpoint, Classifier, checkpoints, find_head
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +24,7 @@ RESIZE_RATIO = 256 / 224
 def build(
     *,
     architecture: str,
-    classes: int,
+    classes: int | None = None,
     weights: str | None = None,
     image_size: int | Sequence[int] = 224,
 ) -> Classifier:
@@ -31,14 +32,16 @@ def build(
 
     Args:
         architecture: as in `torchvision.models.list_models()`.
-        classes: C.
-        weights: a torchvision weight name ("DEFAULT", "IMAGENET1K_V2"), downloaded by torchvision; None starts from
-            random weights (from torch's global generator). The head is new wherever C is not the weights' own.
+        classes: C; None: as many as the weights have.
+        weights: a file with a state dict, or a torchvision weight name ("DEFAULT", "IMAGENET1K_V2"), downloaded by
+            torchvision; None starts from random weights (from torch's global generator). The head is new wherever C is
+            not the weights' own.
         image_size: an edge (resize the shorter side to 256/224 of it, crop its center), or [height, width] (resize to
             just that).
 
     Raises:
-        BadModel: unknown architecture or weight name, no linear head, or weights that cannot be fetched.
+        MissingFile, BadModel: unknown architecture or weight name, no linear head, or weights that cannot be had or do
+            not fit.
     """
     from torchvision import models
 
@@ -47,25 +50,46 @@ def build(
         near = get_close_matches(architecture, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "torchvision.models.list_models() lists them"
         raise BadModel(f"torchvision has no image classifier '{architecture}'", where="model.architecture", do=hint)
-    # The auxiliary classifiers of these two serve training from scratch at full size; the head is the same without.
-    extra = {"aux_logits": False} if architecture in ("googlenet", "inception_v3") else {}
-    if architecture == "googlenet":
-        extra["init_weights"] = True
-    network = models.get_model(architecture, weights=None, num_classes=classes, **extra)
-    head_name = find_head(network, architecture)
-    if weights is not None:
-        load_state(network, _pretrained(architecture, weights, network, head_name), f"model.weights {weights}")
+    checkpoint: Checkpoint | None = None
+    if weights is None:
+        network = _network(architecture, classes or 2)
+    else:
+        state, where = _weights(architecture, weights)
+        network, names = checkpoints.fit(partial(_network, architecture), state, classes, where, architecture)
+        checkpoint = Checkpoint(where, names)
+    find_head(network, architecture)
     spec = {
         "source": "torchvision",
         "architecture": architecture,
         "classes": classes,
         "image_size": image_size if isinstance(image_size, int) else list(image_size),
     }
-    return Classifier(network, head_name, partial(prepare, size=image_size), spec)
+    return Classifier(
+        network, partial(prepare, size=image_size), spec, checkpoint=checkpoint, trained=checkpoint is not None
+    )
 
 
-def _pretrained(architecture: str, weights: str, network: "nn.Module", head_name: str) -> "dict[str, Tensor]":
-    """The weights' state dict, with the network's own head where the number of classes differs."""
+def rebuild(*, folder: Path, **spec: Any) -> Classifier:
+    """The classifier that `nsf train` saved to `folder`, before its weights are loaded."""
+    return build(**spec)
+
+
+def _network(architecture: str, classes: int) -> "nn.Module":
+    from torchvision import models
+
+    # The auxiliary classifiers of these two serve training from scratch at full size; the head is the same without.
+    extra = {"aux_logits": False} if architecture in ("googlenet", "inception_v3") else {}
+    if architecture == "googlenet":
+        extra["init_weights"] = True
+    network: nn.Module = models.get_model(architecture, weights=None, num_classes=classes, **extra)
+    return network
+
+
+def _weights(architecture: str, weights: str) -> "tuple[dict[str, Tensor], Path]":
+    """A state dict, and the file that it lies in."""
+    if checkpoints.is_path(weights):
+        return checkpoints.read(Path(weights)), Path(weights)
+    import torch
     from torchvision.models import get_model_weights
 
     choices = get_model_weights(architecture)
@@ -73,22 +97,19 @@ def _pretrained(architecture: str, weights: str, network: "nn.Module", head_name
         raise BadModel(
             f"{architecture} has no weights '{weights}'",
             where="model.weights",
-            do=f"use null, DEFAULT or {', '.join(choices.__members__)}",
+            do=f"use null, the path of a state dict, DEFAULT or {', '.join(choices.__members__)}",
         )
+    chosen = choices[weights]
     try:
-        state = dict(choices[weights].get_state_dict(progress=False, check_hash=True))
+        state: Mapping[str, Tensor] = chosen.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise BadModel(
             f"the weights of {architecture} cannot be downloaded ({error})",
             where="model.weights",
-            do="connect to the internet once, or put the file into torch's hub cache",
+            do="connect to the internet once, or give the path of a state dict",
         ) from error
-    own = network.state_dict()
-    state = {name: tensor for name, tensor in state.items() if not name.lower().startswith(("aux", "auxlogits"))}
-    for name in (f"{head_name}.weight", f"{head_name}.bias"):
-        if state[name].shape != own[name].shape:
-            state[name] = own[name]
-    return state
+    kept = {name: tensor for name, tensor in state.items() if not name.lower().startswith("aux")}
+    return kept, Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rpartition("/")[2]
 
 
 def prepare(image: "Image", size: int | Sequence[int]) -> "Tensor":

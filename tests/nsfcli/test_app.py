@@ -91,7 +91,7 @@ def test_shell_completion(nsf: Callable[..., Done], tmp_path: Path) -> None:
         typed = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         return run_process("nsf", cwd=tmp_path, check=True, _NSF_COMPLETE="complete_bash", **typed).stdout.split()
 
-    assert complete("nsf e") == ["extract", "eliminate", "evaluate"]
+    assert complete("nsf e") == ["extract", "eliminate", "evaluate", "export"]
     assert complete("nsf eliminate --st") == ["--steps"]
     script = run_process("nsf", cwd=tmp_path, check=True, _NSF_COMPLETE="source_bash").stdout
     assert "_NSF_COMPLETE=complete_bash" in script

@@ -6,26 +6,59 @@ from pathlib import Path
 import pytest
 
 from nsfcli.app import COMMANDS
-from nsfcli.params import SECTIONS, CsvData, DominoesData, FolderData, load, option_name
+from nsfcli.params import (
+    SECTIONS,
+    CallableModel,
+    CelebAData,
+    CheXpertData,
+    CivilCommentsData,
+    CsvData,
+    DominoesData,
+    FolderData,
+    HuggingFaceData,
+    JsonlData,
+    MultiNLIData,
+    ParquetData,
+    TimmModel,
+    TorchvisionModel,
+    TransformersModel,
+    WaterbirdsData,
+    load,
+    option_name,
+)
 from stages.errors import BadParameter, MissingFile
 from tests.conftest import REPOSITORY, Done, assert_one_sentence
 
 # The sections that each command with parameters uses.
 USED = {
     "train": ("train", "model", "data"),
-    "extract": ("extract", "data"),
+    "extract": ("extract", "model", "data"),
+    "export": ("model",),
+    "predict": ("model",),
     **{name: (name,) for name in ("identify", "neutralize", "eliminate", "update", "evaluate")},
 }
-# A data section that lacks nothing, for each model of it.
-DATA = {
+# A section that lacks nothing, for each variant of data and model.
+VARIANTS = {
+    TorchvisionModel: "{source: torchvision}",
+    TimmModel: "{source: timm, architecture: resnet18}",
+    TransformersModel: "{source: transformers, name: folder}",
+    CallableModel: "{source: callable, function: module:function}",
     DominoesData: "{format: dominoes}",
     FolderData: "{format: folder, root: images}",
     CsvData: "{format: csv, file: images.csv}",
+    ParquetData: "{format: parquet, file: images.parquet}",
+    JsonlData: "{format: jsonl, file: images.jsonl}",
+    HuggingFaceData: "{format: huggingface, root: folder}",
+    WaterbirdsData: "{format: waterbirds, root: folder}",
+    CelebAData: "{format: celeba, root: folder}",
+    MultiNLIData: "{format: multinli, root: folder}",
+    CivilCommentsData: "{format: civilcomments, root: folder}",
+    CheXpertData: "{format: chexpert, root: folder}",
 }
-# Every parameter's option: command, section, key, and a data section with which the key may stand.
+# Every parameter's option: command, section, key, and a params.yaml with which the key may stand.
 OPTIONS = [
     pytest.param(
-        command, section, key, DATA.get(kind, DATA[DominoesData]), id=f"{command}{option_name(section, key, command)}"
+        command, section, key, f"{section}: {VARIANTS.get(kind, '')}\n", id=f"{command}{option_name(section, key, command)}"
     )
     for command, sections in USED.items()
     for section in sections
@@ -75,7 +108,7 @@ def test_values_come_from_the_file(folder: Path) -> None:
     (folder / "params.yaml").write_text("eliminate:\n  steps: 350\ndata: {format: folder, root: images}\n")
     sections = load("eliminate", {"eliminate__steps": None, "eliminate__learning_rate": None})
     assert sections["eliminate"].model_dump() == {"steps": 350, "learning_rate": 1e-3}
-    assert sections["data"].model_dump() == {"format": "folder", "root": "images"}
+    assert sections["data"].model_dump() == {"format": "folder", "root": "images", "on_error": "stop"}
 
 
 def test_another_file_can_be_named(folder: Path) -> None:
@@ -224,12 +257,12 @@ def test_options_stand_on_the_help_page(command: str, nsf: Callable[..., Done], 
             assert field.description and field.description in line, (key, line)
 
 
-@pytest.mark.parametrize(("command", "section", "key", "kind"), OPTIONS)
+@pytest.mark.parametrize(("command", "section", "key", "text"), OPTIONS)
 def test_every_parameter_has_an_option(
-    command: str, section: str, key: str, kind: str, folder: Path, nsf: Callable[..., Done]
+    command: str, section: str, key: str, text: str, folder: Path, nsf: Callable[..., Done]
 ) -> None:
     """A value that no parameter allows is refused under the option's name: so it has arrived."""
-    (folder / "params.yaml").write_text(f"data: {kind}\n")
+    (folder / "params.yaml").write_text(text if text.startswith("data") else f"data: {{format: dominoes}}\n{text}")
     name = option_name(section, key, command)
     assert_one_sentence(nsf(command, name, "-1.5"), f"{name}:", f"{section}.{key}", "-1.5")
 

@@ -267,6 +267,7 @@ def test_report_by_hand() -> None:
         "worst_group_accuracy": 0.0,
         "worst_group": "land/1",
         "mean_accuracy": 0.75,
+        "adjusted_mean_accuracy": None,
         "classes": {"land": 0.666667, "water": 0.8},
         "groups": {"land/0": 1.0, "land/1": 0.0, "water/0": 0.5, "water/1": 1.0},
     }
@@ -275,6 +276,15 @@ def test_report_by_hand() -> None:
     assert named["worst_group"] == "land/sea"
     half = report(PREDICTIONS, LABELS, ATTRIBUTES, ["land", "water"], ["forest"])
     assert list(half["groups"]) == ["land/forest", "land/1", "water/forest", "water/1"]
+
+
+def test_adjusted_mean_by_hand() -> None:
+    """Groups weighted as they were in training: 4 x 1.0, 1 x 0.0, 1 x 0.5, 4 x 1.0 of 10."""
+    sizes = {"land/0": 4, "land/1": 1, "water/0": 1, "water/1": 4}
+    given = (PREDICTIONS, LABELS, ATTRIBUTES, ["land", "water"], None)
+    assert report(*given, sizes)["adjusted_mean_accuracy"] == 0.85
+    assert report(*given, {**sizes, "fire/0": 0})["adjusted_mean_accuracy"] == 0.85
+    assert report(*given, {**sizes, "fire/0": 1})["adjusted_mean_accuracy"] is None, "no test sample tells its accuracy"
 
 
 def test_report_without_attributes() -> None:

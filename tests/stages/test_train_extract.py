@@ -88,7 +88,7 @@ def test_features_through_the_head_are_the_models_logits(data: dict[str, Any], t
     assert held["labels"].tolist() == [0] * 9 + [1] * 9 and held["ids"].tolist() == list(range(18))
     assert held.get("attributes") is None and held.class_names(2) == ["cold", "warm"]
     assert "image of val/" in held.metadata.notes["ids"]
-    classifier, *_ = models.load(trained)
+    classifier = models.load(trained).classifier
     network = classifier.network.eval()
     paths = sorted(Path(data["root"]).glob("val/*/*.png"))
     with torch.no_grad():
@@ -147,7 +147,8 @@ def test_classes_of_another_data_set(images: Path, trained: Path, tmp_path: Path
 
 
 def test_a_model_that_gives_nan(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
-    model, names, _ = models.load(trained)
+    opened = models.load(trained)
+    model, names = opened.classifier, opened.class_names
     with torch.no_grad():
         model.network.bn1.weight[3] = torch.nan
     with artifacts.outputs() as files:

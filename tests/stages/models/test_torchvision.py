@@ -1,5 +1,6 @@
 """torchvision's classifiers: the head is found and cut off, weights come and go unchanged, mistakes are one sentence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,14 @@ def build(architecture: str = "resnet18", **options: object) -> models.Classifie
 def test_the_head_makes_the_logits_of_the_features(architecture: str) -> None:
     name, size = FAMILIES[architecture]
     model = build(architecture, image_size=size)
-    assert model.head_name == name and model.head.out_features == 3
+    assert models.find_head(model.network, architecture) == name
     network = model.network.eval()
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = network(images)
-        encoder, head = models.split(model, images)
-        features = encoder(images)
+        encode, head, found = models.split(model, images)
+        features = encode(images)
+    assert found == name and head.out_features == 3
     assert features.shape == (2, head.in_features)
     torch.testing.assert_close(head(features), expected, rtol=1e-4, atol=1e-4)
 
@@ -49,8 +51,10 @@ def test_an_architecture_without_a_linear_head() -> None:
 def test_a_linear_layer_that_is_not_the_last_thing_done() -> None:
     model = build()
     network = torch.nn.Sequential(model.network, torch.nn.Softmax(dim=1)).eval()
-    wrapped = models.Classifier(network, "0.fc", model.transform, model.spec)
-    with pytest.raises(BadModel, match=r"resnet18: its logits are not what the last linear layer '0\.fc' makes"):
+    wrapped = replace(model, network=network)
+    with pytest.raises(
+        BadModel, match=r"resnet18: no linear layer makes its logits .* \(the last that ran: 0\.fc \(2, 3\)\)"
+    ):
         models.split(wrapped, torch.randn(2, 3, 32, 32))
 
 
@@ -62,7 +66,10 @@ def test_a_near_name_is_named() -> None:
 
 
 def test_weights_that_do_not_exist() -> None:
-    with pytest.raises(BadModel, match=r"model\.weights: resnet18 has no weights 'V9'; use null, DEFAULT or IMAGENET1K_V1"):
+    with pytest.raises(
+        BadModel,
+        match=r"model\.weights: resnet18 has no weights 'V9'; use null, the path of a state dict, DEFAULT or IMAGENET1K_V1",
+    ):
         build(weights="V9")
 
 
@@ -86,14 +93,15 @@ def test_pretrained_weights_with_another_number_of_classes(monkeypatch: pytest.M
     three = build(weights="DEFAULT").network.state_dict()
     assert three["fc.weight"].shape == (3, 512)
     assert all(torch.equal(tensor, source[name]) for name, tensor in three.items() if not name.startswith("fc."))
-    assert torch.equal(build(weights="DEFAULT", classes=1000).head.weight, source["fc.weight"])
+    assert torch.equal(build(weights="DEFAULT", classes=1000).network.fc.weight, source["fc.weight"])
 
 
 def test_saved_and_loaded_bit_by_bit(tmp_path: Path) -> None:
     model = build("mobilenet_v3_small", image_size=[40, 32])
     with artifacts.outputs() as files:
         models.save(files, tmp_path, model, ["a", "b", "c"], Metadata())
-    again, names, fingerprint = models.load(tmp_path)
+    opened = models.load(tmp_path)
+    again, names, fingerprint = opened.classifier, opened.class_names, opened.fingerprint
     assert names == ["a", "b", "c"] and fingerprint.startswith("sha256:")
     state = model.network.state_dict()
     assert state.keys() == again.network.state_dict().keys()

@@ -1,0 +1,63 @@
+"""nsf doctor."""
+
+from typing import Any
+
+import typer
+
+from nsfcli import params
+from nsfcli.command import MODEL, ModelOption, Settings
+from nsfcli.console import Table
+
+
+@params.options("extract", "model", "data")
+def doctor(ctx: typer.Context, model: ModelOption = MODEL, **overrides: str | None) -> None:
+    """Say what nsf understands of data and model: classes, counts per split, feature width, device, estimated time.
+
+    Reads the data and the model of params.yaml, and runs a few samples through it; writes nothing.
+    """
+    from stages.doctor import run
+
+    settings: Settings = ctx.obj
+    sections = params.load("doctor", overrides, settings.params)
+    extract = sections["extract"].model_dump()
+    found = run(
+        data=sections["data"].model_dump(),
+        model=model,
+        own_model=sections["model"].model_dump(),
+        batch_size=min(extract["batch_size"], 64),
+        precision=extract["precision"],
+        device=settings.device,
+    )
+    settings.console.result(found, *_tables(found), line=_lines(found))
+
+
+def _tables(found: dict[str, Any]) -> list[Table]:
+    counts = {name: counts for name, counts in found["splits"].items() if "error" not in counts}
+    tables = []
+    for part in ("classes", "groups"):
+        names = list(dict.fromkeys(name for split in counts.values() for name in split[part]))
+        if names:
+            table = Table(part.removesuffix("s") if part == "groups" else "class", *counts)
+            for name in names:
+                table.row(name, *(split[part].get(name, 0) for split in counts.values()))
+            tables.append(table)
+    return tables
+
+
+def _lines(found: dict[str, Any]) -> str:
+    lines = [f"data: {found['kind']}s of {len(found['class_names'])} classes ({', '.join(found['class_names'][:10])})"]
+    lines += [f"  no {name} split: {counts['error']}" for name, counts in found["splits"].items() if "error" in counts]
+    model = found["model"]
+    if model is None:
+        lines.append("model: not trained yet; `nsf train` comes first")
+    else:
+        lines.append(
+            f"model: {model['name']}, head '{model['head']}' on features of width {model['width']}, "
+            f"{model['classes']} classes" + (f" ({', '.join(model['class_names'][:10])})" if model["class_names"] else "")
+        )
+        lines.append(f"right on {model['accuracy']:.0%} of {model['tried']} validation samples")
+        lines.append(
+            f"extract: about {model['seconds']:.0f} s for val and test, {model['samples_per_second']:.1f} samples a second "
+            f"in one process on {found['device']} ({found['precision']})"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""nsf export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nsfcli import params
+from nsfcli.command import EXPORT, HEAD, METRICS, MODEL, UPDATE, ModelOption, Settings, UpdateOption
+
+
+@params.options("model")
+def export(
+    ctx: typer.Context,
+    model: ModelOption = MODEL,
+    head: Annotated[
+        Path, typer.Option(help="The head that `nsf extract` wrote.", metavar="FILE", rich_help_panel="Files")
+    ] = HEAD,
+    update: UpdateOption = UPDATE,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            help="Accuracies for the model card; default: metrics/evaluate.json where it is there.",
+            metavar="FILE",
+            rich_help_panel="Files",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write.", metavar="DIR", rich_help_panel="Files")] = EXPORT,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too (pip install 'nsf[onnx]').")] = False,
+    **overrides: str | None,
+) -> None:
+    """Write the repaired model in the format that came in, with a model card.
+
+    Reads artifacts/head.safetensors, artifacts/update.safetensors and the model that they belong to; writes a copy of its
+    checkpoint to artifacts/export with only the last layer's weight and bias changed, and MODEL_CARD.md.
+    """
+    from stages.export import run
+
+    settings: Settings = ctx.obj
+    sections = params.load("export", overrides, settings.params)
+    summary = run(
+        model=model,
+        own_model=sections["model"].model_dump(),
+        head=head,
+        update=update,
+        out=out,
+        metrics=metrics or (METRICS if METRICS.exists() else None),
+        onnx=onnx,
+    )
+    settings.console.result(
+        summary, line=f"{summary['format']}, with another {' and '.join(summary['changed'])} -> {summary['out']}"
+    )

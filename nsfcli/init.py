@@ -1,0 +1,286 @@
+"""nsf init."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nsfcli import params
+from nsfcli.command import HEAD, TEST, VAL, Settings
+from nsfcli.presets import PRESETS
+from stages.errors import BadParameter, CannotWrite, MissingFile
+
+# The names of the presets; the value of --preset is checked against them by Typer.
+Preset = StrEnum("Preset", list(PRESETS))  # type: ignore[misc]
+Source = StrEnum("Source", ["torchvision", "timm", "transformers", "callable"])
+
+# A table's suffix -> data.format.
+TABLES = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
+
+WHAT, MODEL_PANEL = "What to repair it with: one of these", "The model"
+
+
+def _what(help: str, metavar: str = "FILE") -> Any:
+    return typer.Option(help=help, metavar=metavar, rich_help_panel=WHAT)
+
+
+def _model(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel=MODEL_PANEL)
+
+
+def init(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="The folder to set up.", metavar="[FOLDER]")] = Path(),
+    preset: Annotated[
+        Preset | None, typer.Option(help="A published experiment.", rich_help_panel=WHAT, show_choices=True)
+    ] = None,
+    images: Annotated[Path | None, _what("A tree of images, DIR/split/class/...", "DIR")] = None,
+    csv: Annotated[Path | None, _what("A .csv, .parquet or .jsonl file with a row per image or text.")] = None,
+    features: Annotated[Path | None, _what("Validation features: safetensors with `features` and `labels`.")] = None,
+    root: Annotated[
+        str | None, typer.Option(help="Of a preset, or of a table's images: the folder with the data.", metavar="DIR")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Of a table of texts: the column with the text.")] = None,
+    path_column: Annotated[str | None, typer.Option(help="Of a table of images: the column with the path.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of a table: the column with the class.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Of a table: the column with the split.")] = None,
+    attribute_column: Annotated[
+        str | None, typer.Option(help="Of a table: the column with the attribute, for scoring alone.")
+    ] = None,
+    test_features: Annotated[
+        Path | None, typer.Option(help="With --features: the test split's, to evaluate on.", metavar="FILE")
+    ] = None,
+    head: Annotated[Path | None, typer.Option(help="With --features: the base linear head.", metavar="FILE")] = None,
+    source: Annotated[Source | None, _model("Where the model comes from.")] = None,
+    architecture: Annotated[str | None, _model("torchvision's or timm's name of it.")] = None,
+    weights: Annotated[str | None, _model("Its trained state dict; without one, `nsf train` trains it.")] = None,
+    name: Annotated[str | None, _model("A transformers folder or hub id of a trained classifier.")] = None,
+    function: Annotated[str | None, _model("module:function returning (encoder, head, transform).")] = None,
+    train: Annotated[
+        bool | None, typer.Option("--train/--no-train", help="Whether the pipeline trains a head first.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite params.yaml and dvc.yaml.")] = False,
+) -> None:
+    """Set up a working folder: params.yaml, dvc.yaml, .gitignore and .dvc; then `dvc repro` runs everything.
+
+    Without options it asks for data and model. `nsf doctor` says what it understands of them.
+    """
+    settings: Settings = ctx.obj
+    chosen = [option for option, value in
+              {"--preset": preset, "--images": images, "--csv": csv, "--features": features}.items() if value]  # fmt: skip
+    if len(chosen) > 1:
+        raise BadParameter(f"{' and '.join(chosen)} exclude each other", where="nsf init", do="give one of them")
+    if not chosen:
+        if not sys.stdin.isatty():
+            do = f"give --preset ({', '.join(PRESETS)}), --images DIR, --csv FILE or --features FILE"
+            raise BadParameter("no data is named", where="nsf init", do=do)
+        images, csv, features = _ask_for_data()
+    sections: dict[str, dict[str, Any]] = {}
+    if preset is not None:
+        sections = {section: dict(values) for section, values in PRESETS[preset].items()}
+        sections["data"].update({"root": root} if root else {})
+    elif features is None:
+        columns = {"text_column": text_column, "path_column": path_column, "label_column": label_column,
+                   "split_column": split_column, "attribute_column": attribute_column, "root": root}  # fmt: skip
+        sections["data"] = _data(folder, images, csv, {key: value for key, value in columns.items() if value})
+        model = {"source": source and str(source), "architecture": architecture, "weights": weights, "name": name,
+                 "function": function}  # fmt: skip
+        given = {key: value for key, value in model.items() if value}
+        sections["model"] = _complete(given or (_ask_for_model() if sys.stdin.isatty() else {}))
+    trains = train if train is not None else preset is not None or _is_untrained(sections.get("model", {}))
+    text = _params(sections, trains)
+    pipeline = _pipeline(folder, sections, trains, features, test_features, head)
+    written = _write(folder, {"params.yaml": text, "dvc.yaml": pipeline}, force)
+    written += _version_control(folder)
+    then = f"cd {shlex.quote(str(folder))} && " if folder != Path() else ""
+    check = "" if features is not None else f"`{then}nsf doctor` checks data and model; "
+    settings.console.result(
+        {"folder": str(folder), "written": written, "trains": trains},
+        line=f"wrote {', '.join(written)}\n{check}`{then}dvc repro` runs everything",
+    )
+
+
+# --------------------------------------------------------------------------------------------------- data and model
+
+
+def _ask_for_data() -> tuple[Path | None, Path | None, Path | None]:
+    """(images, table, features): one of them."""
+    path = Path(typer.prompt("Data: a folder of images, a .csv/.parquet/.jsonl table, or a features .safetensors file"))
+    if path.suffix == ".safetensors":
+        return None, None, path
+    return (None, path, None) if path.suffix in TABLES else (path, None, None)
+
+
+def _ask_for_model() -> dict[str, Any]:
+    answer = typer.prompt(
+        "Model: a torchvision name, a transformers folder or hub id, or module:function", default="resnet50"
+    )
+    if ":" in answer:
+        return {"function": answer}
+    if "/" in answer or Path(answer).is_dir():
+        return {"name": answer}
+    weights = typer.prompt("Its trained state dict (empty: train one)", default="", show_default=False)
+    return {"architecture": answer, **({"weights": weights} if weights else {})}
+
+
+def _data(folder: Path, images: Path | None, table: Path | None, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The data section of params.yaml."""
+    path = images or table
+    assert path is not None
+    if "{split}" not in str(path) and not (folder / path).exists():
+        raise MissingFile("is not there", where=folder / path, do="name it as seen from the folder to set up")
+    if images is not None:
+        return {"format": "folder", "root": str(images)}
+    if path.suffix not in TABLES:
+        raise BadParameter(f"'{path}' ends in none of {', '.join(TABLES)}", where="option --csv")
+    return {"format": TABLES[path.suffix], "file": str(path), **columns}
+
+
+def _complete(model: dict[str, Any]) -> dict[str, Any]:
+    """The model section, its source told from what is given."""
+    if "source" not in model:
+        model["source"] = "transformers" if "name" in model else "callable" if "function" in model else "torchvision"
+    if model["source"] in ("torchvision", "timm"):
+        model.setdefault("architecture", "resnet50")
+        # An ERM model to be trained starts from ImageNet.
+        model.setdefault("weights", "DEFAULT")
+    return model
+
+
+def _is_untrained(model: Mapping[str, Any]) -> bool:
+    """Whether the model of this section is one that `nsf train` trains first."""
+    return model.get("source") in ("torchvision", "timm") and model.get("weights") in (None, "DEFAULT")
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def _params(sections: Mapping[str, Mapping[str, Any]], trains: bool) -> str:
+    """params.yaml: every parameter with its value, and in a comment what it is."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
+
+    checked = params.check(sections, where="nsf init")
+    used = [name for name in params.SECTIONS if name in sections or name not in ("data", "model", "train", "extract")]
+    if "data" in sections:
+        used = [name for name in params.SECTIONS if name != "train" or trains]
+    document = CommentedMap()
+    for name in used:
+        section = checked[name]
+        document[name] = CommentedMap()
+        for key, field in type(section).model_fields.items():
+            document[name][key] = getattr(section, key)
+            document[name].yaml_add_eol_comment(field.description or "", key)
+        document.yaml_set_comment_before_after_key(name, before=f"\n{(type(section).__doc__ or '').strip()}")
+    yaml, text = YAML(), StringIO()
+    yaml.width = 10_000
+    yaml.dump(document, text)
+    return f"# Written by `nsf init`; `dvc params diff` shows what you change.\n{text.getvalue()}"
+
+
+def _pipeline(
+    folder: Path,
+    sections: Mapping[str, Mapping[str, Any]],
+    trains: bool,
+    features: Path | None,
+    test_features: Path | None,
+    head: Path | None,
+) -> str:
+    """dvc.yaml."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    for path in (features, test_features, head):
+        if path is not None and not (folder / path).is_file():
+            raise MissingFile("is not there", where=folder / path, do="name it as seen from the folder to set up")
+    environment = Environment(
+        loader=PackageLoader("nsfcli"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["yaml"] = lambda text: text if re.fullmatch(r"[\w./-]+", text) else json.dumps(text)
+    own = features is not None
+    data, model = sections.get("data", {}), sections.get("model", {})
+    # A file per split: what stands before the placeholder is the folder to watch.
+    source = str(data.get("file") or data.get("root") or "")
+    inputs = [str(Path(source.split("{split}")[0] + "x").parent) if "{split}" in source else source]
+    if data.get("file") and data.get("root"):
+        inputs.append(str(data["root"]))
+    weights = [str(model[key]) for key in ("weights", "name", "checkpoint")
+               if model.get(key) and (folder / str(model[key])).exists()]  # fmt: skip
+    module = str(model.get("function", "")).partition(":")[0].replace(".", "/")
+    code = [f"{module}.py"] if module and (folder / f"{module}.py").exists() else []
+    return environment.get_template("dvc.yaml.j2").render(
+        data=None if own else inputs,
+        train=trains,
+        weights=weights,
+        code=code,
+        val=str(features or VAL),
+        test=str(test_features or "") if own else str(TEST),
+        head=str(head or "") if own else str(HEAD),
+        flags={
+            "val": f" --features {shlex.quote(str(features))}" if own else "",
+            "test": f" --features {shlex.quote(str(test_features))}" if own else "",
+            "head": f" --head {shlex.quote(str(head))}" if own and head else "",
+        },
+    )
+
+
+def _write(folder: Path, texts: Mapping[str, str], force: bool) -> list[str]:
+    """Write the files, all or none; returns their names."""
+    from stages.artifacts import outputs
+
+    for name in texts:
+        if (folder / name).exists() and not force:
+            raise CannotWrite("is there already", where=folder / name, do="use --force to overwrite it, or another folder")
+    with outputs() as files:
+        for name, text in texts.items():
+            files.text(folder / name, text)
+    return list(texts)
+
+
+def _version_control(folder: Path) -> list[str]:
+    """Set up DVC (with git or without) and have git ignore the artifacts; returns the names of the files made."""
+    made: list[str] = []
+    ignore = folder / ".gitignore"
+    lines = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []
+    if "/artifacts/" not in lines:
+        ignore.write_text("\n".join([*lines, "/artifacts/"]) + "\n", encoding="utf-8")
+        made.append(".gitignore")
+    top = _git_top(folder)
+    above = [folder.resolve(), *folder.resolve().parents]
+    inside = above[: above.index(top) + 1] if top in above else above[:1]
+    if any((parent / ".dvc").is_dir() for parent in inside):
+        return made
+    mode = ["--no-scm"] if top is None else [] if top == folder.resolve() else ["--subdir"]
+    _dvc(folder, "init", "--quiet", *mode)
+    _dvc(folder, "config", "core.analytics", "false")
+    return [*made, ".dvc"]
+
+
+def _git_top(folder: Path) -> Path | None:
+    """The top folder of the git repository that `folder` lies in."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return None
+    return Path(done.stdout.strip()).resolve() if done.returncode == 0 else None
+
+
+def _dvc(folder: Path, *arguments: Sequence[str] | str) -> None:
+    command = [sys.executable, "-m", "dvc", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        text = " ".join(done.stderr.split())
+        raise CannotWrite(f"`dvc {arguments[0]}` failed ({text})", where=folder / ".dvc", do="set DVC up by hand: dvc init")

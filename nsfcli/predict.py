@@ -1,0 +1,67 @@
+"""nsf predict."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nsfcli import params
+from nsfcli.command import MODEL, UPDATE, ModelOption, Settings, UpdateOption
+from nsfcli.console import Table
+
+# Rows shown on the terminal; --out and --json have them all.
+SHOWN = 20
+
+
+@params.options("model")
+def predict(
+    ctx: typer.Context,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Images or folders of them; for texts: .txt (a text a line), .csv or .jsonl.", metavar="FILE..."
+        ),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text to predict; may be given several times.")] = None,
+    text_column: Annotated[str, typer.Option(help="Column with the text, of .csv and .jsonl.")] = "text",
+    second_text_column: Annotated[str | None, typer.Option(help="Column with the second text, for pairs.")] = None,
+    model: ModelOption = MODEL,
+    update: UpdateOption = UPDATE,
+    out: Annotated[
+        Path | None, typer.Option(help="All probabilities as CSV.", metavar="FILE", rich_help_panel="Files")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples a forward pass.", min=1)] = 64,
+    **overrides: str | None,
+) -> None:
+    """Classes and probabilities of new samples, by the base and the repaired head side by side.
+
+    Reads the samples, the model and artifacts/update.safetensors.
+    """
+    from stages.predict import run
+
+    settings: Settings = ctx.obj
+    sections = params.load("predict", overrides, settings.params)
+    with settings.console.progress() as progress:
+        result = run(
+            paths=paths or [],
+            texts=text or [],
+            model=model,
+            own_model=sections["model"].model_dump(),
+            update=update,
+            out=out,
+            text_column=text_column,
+            second_text_column=second_text_column,
+            batch_size=batch_size,
+            device=settings.device,
+            progress=progress,
+        )
+    samples = result["samples"]
+    table = Table("sample", "ERM", "probability", "NSF", "probability")
+    for row in samples[:SHOWN]:
+        name = row["sample"] if len(row["sample"]) <= 60 else f"{row['sample'][:57]}..."
+        table.row(name, row["base"], row["base_probability"], row["nsf"], row["nsf_probability"])
+    changed = sum(row["base"] != row["nsf"] for row in samples)
+    where = f" -> {out}" if out else ""
+    settings.console.result(result, table, line=f"{changed} of {len(samples)} predictions changed{where}")
+    if len(samples) > SHOWN and out is None:
+        settings.console.message(f"The first {SHOWN} of {len(samples)} are shown; --out FILE.csv writes all.")

@@ -1,0 +1,101 @@
+"""doctor: read the first samples of data and model, and say what nsf understood."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages import models
+from stages.data import SPLITS, open_split
+from stages.errors import MissingFile, UserError
+from stages.extract import PROBE_SAMPLES, compute_dtype, encoded, first_batch, number_as
+from stages.runtime import reproducible, resolve_device
+
+# Samples that are tried: spread over the split, so that every class is among them.
+TRIED = 64
+
+
+def run(
+    *,
+    data: Mapping[str, Any],
+    model: Path,
+    own_model: Mapping[str, Any],
+    batch_size: int,
+    precision: str = "auto",
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Open every split, then run the model on some of the validation samples. Nothing is written.
+
+    Args:
+        data, model, own_model, precision, device: as for `extract`.
+        batch_size: samples a forward pass.
+
+    Returns:
+        `splits`: for each split its `counts()`, or `error` in words; `kind`, `class_names`; `device`, `precision`;
+        `model`: None where there is no trained one yet, otherwise `name`, `head`, `width` (d), `classes`, `class_names`,
+        `accuracy` on the samples tried, `tried`, `samples_per_second` and `seconds`, the estimate for val and test.
+
+    Raises:
+        UserError: the validation split or the model cannot be used.
+    """
+    import torch
+
+    target = resolve_device(device)
+    dtype = compute_dtype(precision, target)
+    splits: dict[str, Any] = {}
+    for name in SPLITS:
+        try:
+            splits[name] = open_split(name, **data).counts()
+        except UserError as error:
+            if name == "val":
+                raise
+            splits[name] = {"error": str(error)}
+    val = open_split("val", **data)
+    found: dict[str, Any] = {
+        "splits": splits,
+        "kind": val.kind,
+        "class_names": list(val.class_names),
+        "device": str(target),
+        "precision": str(dtype).removeprefix("torch."),
+        "model": None,
+    }
+    if not Path(model).exists() and own_model["source"] in ("torchvision", "timm") and own_model["weights"] is None:
+        return found
+    with reproducible(seed=0):
+        try:
+            opened = models.open_trained(model, own_model)
+        except MissingFile:
+            return found
+        classifier = opened.classifier
+        classifier.network.to(target).eval()
+        encode, head, head_name = models.split(classifier, first_batch(classifier, val, PROBE_SAMPLES, target))
+        chosen = np.unique(np.linspace(0, len(val) - 1, min(TRIED, len(val))).astype(np.int64))
+        labels = number_as(opened, val, "val")
+        started = time.monotonic()
+        right = seen = 0
+        order = torch.from_numpy(chosen)
+        batches = encoded(
+            encode, classifier, val,
+            batch_size=batch_size, workers=0, device=target, dtype=dtype, what="doctor", order=order, skipped=[],
+        )  # fmt: skip
+        for features, positions in batches:
+            logits = models.logits(head(features))
+            predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+            right += int((predicted.cpu().numpy() == labels[positions.numpy()]).sum())
+            seen += len(positions)
+        rate = seen / max(time.monotonic() - started, 1e-9)
+    samples = sum(splits[name].get("samples", 0) for name in ("val", "test"))
+    found["model"] = {
+        "name": str(model) if opened.by_nsf else classifier.name,
+        "head": head_name,
+        "width": head.in_features,
+        "classes": max(head.out_features, 2),
+        "class_names": opened.class_names or None,
+        "tried": seen,
+        "accuracy": round(right / max(seen, 1), 6),
+        "samples_per_second": round(rate, 1),
+        "seconds": round(samples / rate, 1),
+    }
+    return found

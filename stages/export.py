@@ -1,0 +1,229 @@
+"""export: the repaired model in the format that came in, only its last layer's weight and bias changed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages import artifacts, models
+from stages.artifacts import Artifact, Metadata, Outputs
+from stages.errors import BadModel, Mismatch, MissingFile, WrongArtifact
+from stages.loading import collate
+from stages.models import Classifier, Opened, checkpoints
+from stages.runtime import reproducible
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEAD_FILE = "head.safetensors"
+CARD_FILE = "MODEL_CARD.md"
+ONNX_FILE = "model.onnx"
+
+
+def run(
+    *,
+    model: Path,
+    own_model: Mapping[str, Any] | None,
+    head: Path,
+    update: Path,
+    out: Path,
+    metrics: Path | None = None,
+    onnx: bool = False,
+) -> dict[str, Any]:
+    """Write the repaired model to the folder `out`, and a model card beside it.
+
+    What is written: a copy of the checkpoint that the model came from (nsf's own model.safetensors, somebody's state
+    dict, a transformers folder), every tensor but the head's with the same bits; or, for a model whose checkpoint is not
+    known, `head.safetensors` with `weight` (C, d) and `bias` (C,).
+
+    Args:
+        model: what `nsf train` wrote.
+        own_model: the `model` section of params.yaml, used where there is no `model`.
+        head, update: the artifacts.
+        out: the folder to write.
+        metrics: what `nsf evaluate` wrote, for the model card; None where there is none.
+        onnx: also write model.onnx.
+
+    Returns:
+        A summary: `out`, `format`, `files`, `changed` (the tensors, by the checkpoint's names).
+
+    Raises:
+        Mismatch: the artifacts were made with another model.
+        UserError: an input is missing or wrong, or the format cannot take the new head; nothing is written.
+    """
+    base, new = artifacts.read("head", head), artifacts.read("update", update)
+    artifacts.agree("d", base, new)
+    artifacts.agree("C", base, new)
+    artifacts.check_lineage(new, head=base)
+    with reproducible(seed=0):
+        opened = models.open_trained(model, own_model)
+    classifier = opened.classifier
+    recorded = base.metadata.inputs.get("model")
+    if recorded is not None and recorded != opened.fingerprint:
+        raise Mismatch("was extracted from another model", where=head, do="run `nsf extract` and the later stages again")
+    head_name = base.metadata.notes.get("head")
+    if head_name is None:
+        raise Mismatch("does not say where in the model it belongs", where=head, do="run `nsf extract`, which notes it")
+    weight, bias = new["folded_weight"], new["folded_bias"]
+    if base.metadata.notes.get("single_output") == "true":
+        weight, bias = models.one_output(weight, bias)
+    changes = {f"{head_name}.weight": weight, f"{head_name}.bias": bias}
+    if f"{head_name}.bias" not in classifier.network.state_dict():
+        raise BadModel(
+            f"its head '{head_name}' has no bias, and the repaired one needs one",
+            where=classifier.name,
+            do=f"use folded_weight and folded_bias of {update} directly",
+        )
+    with artifacts.outputs(head, update, metrics) as files:
+        form, written, changed = _write(files, opened, changes, out)
+        if onnx:
+            files.file(out / ONNX_FILE).write(_onnx(classifier, changes))
+            written.append(ONNX_FILE)
+        files.text(out / CARD_FILE, _card(opened, base, new, form, written, changed, metrics))
+    return {"out": str(out), "format": form, "files": [*written, CARD_FILE], "changed": changed}
+
+
+def _write(files: Outputs, opened: Opened, changes: "Mapping[str, Tensor]", out: Path) -> tuple[str, list[str], list[str]]:
+    """Write the model; returns the format in words, the files' names, and the changed tensors' names in them."""
+    classifier = opened.classifier
+    checkpoint = classifier.checkpoint
+    if checkpoint is None:
+        tensors = {name.rpartition(".")[2]: tensor for name, tensor in changes.items()}
+        metadata = Metadata(stage="export", kind="head", inputs={"model": opened.fingerprint})
+        files.tensors(out / HEAD_FILE, tensors, metadata)
+        return "the head alone, for head.load_state_dict", [HEAD_FILE], sorted(tensors)
+    named = {checkpoint.names.get(name, name): tensor for name, tensor in changes.items()}
+    if checkpoint.path.is_file():
+        files.inputs(checkpoint.path)
+        checkpoints.patch(checkpoint.path, files.file(out / checkpoint.path.name), named)
+        written = [checkpoint.path.name]
+        if classifier.assets:
+            for name, content in classifier.assets.items():
+                files.file(out / name).write(content)
+            written += sorted(classifier.assets)
+            return "a transformers folder", written, sorted(named)
+        return f"a state dict ({checkpoint.path.suffix})", written, sorted(named)
+    return "a transformers folder", _transformers_folder(files, checkpoint.path, named, out), sorted(named)
+
+
+def _transformers_folder(files: Outputs, folder: Path, named: "Mapping[str, Tensor]", out: Path) -> list[str]:
+    """A copy of a transformers folder with some tensors replaced; its README, of another model, stays out."""
+    from stages.models.transformers import weights_files
+
+    weights = weights_files(folder)
+    if not weights:
+        raise MissingFile("there are no weights in this folder", where=folder, do="give the folder of a trained model")
+    left = dict(named)
+    written = []
+    for path in sorted(folder.iterdir()):
+        # Its README tells of the model before; other formats of the weights would still be that model's.
+        other = path.suffix in checkpoints.SUFFIXES and path not in weights
+        if path.is_dir() or other or path.name.startswith(".") or path.name.upper().startswith(("README", CARD_FILE[:10])):
+            continue
+        files.inputs(path)
+        target = files.file(out / path.name)
+        written.append(path.name)
+        if path in weights:
+            held = checkpoints.read(path)
+            checkpoints.patch(path, target, {name: left.pop(name) for name in list(left) if name in held})
+        else:
+            target.write(path.read_bytes())
+    if left:
+        raise BadModel(f"the weights hold no '{next(iter(left))}'", where=folder, do="export to the model it came from")
+    return written
+
+
+def _onnx(classifier: Classifier, changes: "Mapping[str, Tensor]") -> bytes:
+    """The repaired classifier as ONNX, for a batch of any size (and texts of any length)."""
+    import torch
+
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise BadModel(
+            "torch's exporter needs the packages onnx and onnxscript", where="option --onnx", do="pip install 'nsf[onnx]'"
+        ) from error
+    network = classifier.network.cpu().eval()
+    state = network.state_dict()
+    network.load_state_dict({**state, **{name: tensor.to(state[name].dtype) for name, tensor in changes.items()}})
+    inputs = _example(classifier)
+    names = list(inputs) if isinstance(inputs, Mapping) else ["input"]
+
+    class Logits(torch.nn.Module):
+        """The network with inputs in order and a plain tensor as output."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+            batch = dict(zip(names, tensors, strict=True)) if isinstance(inputs, Mapping) else tensors[0]
+            return models.logits(models.call(self.network, batch))
+
+    axes: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
+    if isinstance(inputs, Mapping):
+        axes[1] = torch.export.Dim.DYNAMIC
+    tensors = tuple(inputs.values()) if isinstance(inputs, Mapping) else (inputs,)
+    try:
+        program: Any = torch.onnx.export(
+            Logits().eval(), tensors, input_names=names, output_names=["logits"],
+            dynamic_shapes=(tuple(axes for _ in names),), dynamo=True, verbose=False,
+        )  # fmt: skip
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise BadModel(f"torch cannot write it as ONNX ({type(error).__name__}: {text})", where=classifier.name) from error
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def _example(classifier: Classifier) -> Any:
+    """A batch of two made-up samples, to trace the network with."""
+    from PIL import Image
+
+    image = Image.new("RGB", (64, 64))
+    texts = ["a text", "another text, a little longer"]
+    samples = texts if classifier.kind == "text" else [image, image]
+    try:
+        return collate(classifier.collate, [(classifier.transform(sample), 0) for sample in samples])[0]
+    except Exception:
+        if classifier.kind != "any":
+            raise
+        return collate(classifier.collate, [(classifier.transform(text), 0) for text in texts])[0]
+
+
+def _card(
+    opened: Opened, base: Artifact, new: Artifact, form: str, written: list[str], changed: list[str], metrics: Path | None
+) -> str:
+    """The model card, in markdown, from stages/templates/model_card.md."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+        keep_trailing_newline=True,
+    )
+    result: dict[str, Any] | None = None
+    if metrics is not None:
+        try:
+            result = json.loads(metrics.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise WrongArtifact("cannot be read as metrics", where=metrics, do="`nsf evaluate` makes it") from error
+    return environment.get_template("model_card.md").render(
+        model=opened.classifier.name,
+        source=opened.classifier.spec["source"],
+        classes=new.class_names(len(new["folded_weight"])),
+        parameters=new.metadata.parameters,
+        kept=new.metadata.notes.get("base_head_kept") == "true",
+        samples=len(new["rescued"]),
+        rescued=int(new["rescued"].sum()),
+        conforming=int(new["conforming"].sum()),
+        fingerprints={"model": opened.fingerprint, "head": base.fingerprint, "update": new.fingerprint},
+        form=form,
+        written=written,
+        changed=changed,
+        result=result,
+    )

@@ -1,0 +1,198 @@
+"""State dicts of other people: .pt, .pth, .bin and .ckpt (read with weights_only), .safetensors; with the usual wrappings.
+
+What is read here can be written back by `patch`: the same file, with some tensors replaced and nothing else touched.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from stages.errors import BadModel, MissingFile
+from stages.models import find_head, load_state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+
+# Batch norm's count of batches: files of PyTorch before 0.4.1 lack it, and nothing reads it in evaluation.
+COUNTER = ".num_batches_tracked"
+
+# Where training scripts put the state dict beside epoch, optimizer and the like.
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module")
+
+
+def is_path(weights: str) -> bool:
+    """Whether `weights` names a file rather than one of a library's own weights."""
+    return weights.endswith(SUFFIXES) or "/" in weights or Path(weights).is_file()
+
+
+def read(path: Path) -> "dict[str, Tensor]":
+    """The state dict in a file, tensors on the CPU, under the file's own names.
+
+    Raises:
+        MissingFile: there is no such file.
+        BadModel: it holds no state dict, or could only be read by running code that it contains (pickle).
+    """
+    state = _state(_read(path))
+    if state is None:
+        raise BadModel("holds no state dict", where=path, do="save model.state_dict()")
+    return {str(name): tensor for name, tensor in state.items() if _is_tensor(tensor)}
+
+
+def fit(
+    make: "Callable[[int], nn.Module]", state: "Mapping[str, Tensor]", classes: int | None, where: Path, name: str
+) -> "tuple[nn.Module, dict[str, str]]":
+    """A network with these weights: (network, its tensor names -> the file's).
+
+    The file's names may stand behind one prefix ("module.", "model.", "backbone."). Where `classes` is not what the
+    weights were trained for, the head keeps its own new values.
+
+    Args:
+        make: builds the network for a number of classes.
+        state: the file's state dict.
+        classes: C; None: the weights' own.
+        where: the file, for messages.
+        name: the architecture, for messages.
+
+    Raises:
+        BadModel: names or shapes differ.
+    """
+    import torch
+
+    with torch.device("meta"):
+        shell = make(2)
+    own = shell.state_dict()
+    names = _names(state, list(own), where)
+    head = f"{find_head(shell, name)}.weight"
+    trained_for = state[names[head]].shape[0]
+    network = make(classes or trained_for)
+    counters = {name: tensor for name, tensor in network.state_dict().items() if name.endswith(COUNTER)}
+    fitted = {**counters, **{ours: state[theirs] for ours, theirs in names.items()}}
+    if classes not in (None, trained_for):
+        fitted.update({ours: t for ours, t in network.state_dict().items() if ours.rpartition(".")[0] == head[:-7]})
+    load_state(network, fitted, where)
+    return network, names
+
+
+def _names(state: "Mapping[str, Tensor]", own: list[str], where: Path) -> dict[str, str]:
+    """The network's tensor names -> the file's."""
+    # DenseNet's published files write `norm.1` where torchvision's modules are called `norm1`.
+    held = {re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", name): name for name in state}
+    held.update({name: name for name in state})
+    anchors = own[:1] + own[-1:]
+    prefixes = {name[: -len(anchor)] for anchor in anchors for name in held if name.endswith(anchor)} | {""}
+    prefix = max(sorted(prefixes), key=lambda prefix: sum(prefix + name in held for name in own))
+    names = {name: held[prefix + name] for name in own if prefix + name in held}
+    missing = [name for name in own if name not in names and not name.endswith(COUNTER)]
+    extra = sorted(set(state) - set(names.values())) if prefix == "" else []
+    if missing or extra:
+        what = (
+            f"lacks {len(missing)} of the architecture's {len(own)} tensors, '{missing[0]}' first, and holds "
+            f"{', '.join(list(state)[:3])}, ..."
+            if missing
+            else f"holds {len(extra)} tensors that the architecture has not, '{extra[0]}' first"
+        )
+        raise BadModel(what, where=where, do="check the model's architecture")
+    return names
+
+
+def patch(source: Path, target: IO[bytes], changes: "Mapping[str, Tensor]") -> None:
+    """Write a copy of a checkpoint with some tensors replaced, under the file's names; every other tensor keeps its bits.
+
+    A .safetensors file is copied byte by byte, the new values in place of the old; a PyTorch file is saved anew with the
+    same contents around them. New values take the type that the file holds.
+
+    Raises:
+        BadModel: a tensor is not there, or of another shape.
+    """
+    if source.suffix == ".safetensors":
+        _patch_safetensors(source, target, changes)
+        return
+    import torch
+
+    content = _read(source)
+    state = _state(content) or {}
+    for name, tensor in changes.items():
+        _fits(name, tuple(state[name].shape) if name in state else None, tensor, source)
+        # A new tensor in the old one's place: storage shared with others must not change under them.
+        state[name] = tensor.detach().to(state[name].dtype).cpu().clone()
+    torch.save(content, target)
+
+
+def _patch_safetensors(source: Path, target: IO[bytes], changes: "Mapping[str, Tensor]") -> None:
+    import shutil
+
+    import torch
+
+    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    with source.open("rb") as file:
+        start = 8 + struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(start - 8))
+        file.seek(0)
+        shutil.copyfileobj(file, target, 1 << 24)
+    for name, tensor in changes.items():
+        entry = header.get(name)
+        _fits(name, tuple(entry["shape"]) if entry else None, tensor, source)
+        if entry["dtype"] not in names:
+            raise BadModel(f"'{name}' is of type {entry['dtype']}, which holds no new weights", where=source)
+        values = tensor.detach().cpu().to(names[entry["dtype"]]).contiguous()
+        raw: Any = values.reshape(-1).view(torch.uint8).numpy()
+        target.seek(start + entry["data_offsets"][0])
+        target.write(raw.tobytes())
+    target.seek(0, 2)
+
+
+def _fits(name: str, shape: tuple[int, ...] | None, tensor: "Tensor", where: Path) -> None:
+    if shape != tuple(tensor.shape):
+        what = "is not there" if shape is None else f"has shape {shape}, and the new one {tuple(tensor.shape)}"
+        raise BadModel(f"'{name}' {what}", where=where, do="export to the checkpoint that the features came from")
+
+
+def _read(path: Path) -> Any:
+    """A file's whole content."""
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise MissingFile("there is no such file", where=path, do="check the model's weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(str(path))
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise BadModel(
+            "can only be read by running code that it holds (a pickled model, or other objects), which nsf does not do",
+            where=path,
+            do="save its state dict: torch.save(model.state_dict(), ...)",
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise BadModel(
+            f"cannot be read as a checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            where=path,
+        ) from error
+
+
+def _state(content: Any) -> "dict[str, Tensor] | None":
+    """The state dict in a file's content: the content itself, or what lies in one of CONTAINERS."""
+    if not isinstance(content, dict):
+        return None
+    if any(_is_tensor(value) for value in content.values()):
+        return content
+    for key in CONTAINERS:
+        found = _state(content.get(key))
+        if found is not None:
+            return found
+    return None
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)

@@ -1,0 +1,185 @@
+"""predict: classes and probabilities of new samples, by the base and the repaired head side by side."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages import artifacts, models
+from stages.data import Split, open_image
+from stages.data.folder import SUFFIXES
+from stages.errors import BadData, Mismatch, MissingFile
+from stages.extract import compute_dtype, encoded, first_batch, head_tensors
+from stages.runtime import Progress, reproducible, resolve_device, silent
+
+
+def run(
+    *,
+    paths: Sequence[Path],
+    texts: Sequence[str],
+    model: Path,
+    own_model: Mapping[str, Any] | None,
+    update: Path,
+    out: Path | None = None,
+    text_column: str = "text",
+    second_text_column: str | None = None,
+    batch_size: int = 64,
+    workers: int | str = 0,
+    precision: str = "auto",
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Predict every sample given; write one CSV line each to `out`.
+
+    Args:
+        paths: images, or folders of them; for a model of texts, files of texts: .txt with a text a line, .csv or .jsonl
+            with a text column.
+        texts: texts themselves.
+        model, own_model: the base classifier, as for `extract`.
+        update: the artifact that holds the repaired head.
+        out: a CSV file, or None.
+        text_column, second_text_column: of tables of texts.
+
+    Returns:
+        `classes` (names), and `samples`: for each {"sample", "base", "base_probability", "nsf", "nsf_probability"}: the
+        predicted class and its probability by either head.
+
+    Raises:
+        UserError: nothing to predict, a file that cannot be read, or a model that the update does not belong to.
+    """
+    import torch
+
+    target = resolve_device(device)
+    new = artifacts.read("update", update)
+    with reproducible(seed=0):
+        opened = models.open_trained(model, own_model)
+    classifier = opened.classifier
+    classifier.network.to(target).eval()
+    is_text = classifier.kind == "text" or (classifier.kind == "any" and not _images(paths))
+    found = _texts(paths, texts, text_column, second_text_column) if is_text else _image_files(paths, texts)
+    names = new.class_names(len(new["folded_weight"]))
+    split = _unlabelled(found, names, kind="text" if is_text else "image")
+    with reproducible(seed=0):
+        encode, head, _ = models.split(classifier, first_batch(classifier, split, 8, target))
+        weight, bias = head_tensors(head)
+        if weight.shape != new["folded_weight"].shape:
+            raise Mismatch(
+                f"holds a head of shape {tuple(new['folded_weight'].shape)}, and the model has {tuple(weight.shape)}",
+                where=update,
+                do="give the model that the features were extracted from",
+            )
+        heads = {"base": (weight, bias), "nsf": (new["folded_weight"].to(target), new["folded_bias"].to(target))}
+        made: dict[str, list[Any]] = {name: [] for name in heads}
+        batches = encoded(
+            encode, classifier, split,
+            batch_size=batch_size, workers=workers, device=target, dtype=compute_dtype(precision, target),
+            what="predict", progress=progress,
+        )  # fmt: skip
+        for features, _ in batches:
+            for name, (rows, offset) in heads.items():
+                made[name].append(torch.softmax(features @ rows.T + offset, dim=1).cpu())
+    probabilities = {name: torch.cat(parts) for name, parts in made.items()}
+    samples = []
+    for position, (sample, _) in enumerate(found):
+        row: dict[str, Any] = {"sample": sample}
+        for name in heads:
+            highest = probabilities[name][position].max(dim=0)
+            row[name] = names[int(highest.indices)]
+            row[f"{name}_probability"] = round(float(highest.values), 6)
+        samples.append(row)
+    if out is not None:
+        with artifacts.outputs(update, *paths) as files:
+            table = io.StringIO()
+            columns = ["sample", "base", "nsf", *(f"{head}:{name}" for head in heads for name in names)]
+            writer = csv.writer(table, lineterminator="\n")
+            writer.writerow(columns)
+            for position, row in enumerate(samples):
+                shares = [round(float(p), 6) for name in heads for p in probabilities[name][position]]
+                writer.writerow([row["sample"], row["base"], row["nsf"], *shares])
+            files.text(out, table.getvalue())
+    return {"classes": names, "samples": samples}
+
+
+def _images(paths: Sequence[Path]) -> bool:
+    return any(path.is_dir() or path.suffix.lower() in SUFFIXES for path in paths)
+
+
+def _image_files(paths: Sequence[Path], texts: Sequence[str]) -> list[tuple[str, Any]]:
+    """(name, file) of every image named, those in folders in sorted order."""
+    if texts:
+        raise BadData("the model takes images, and a text was given", where="option --text", do="name image files")
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            if not inside:
+                raise BadData("holds no images", where=path)
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise MissingFile("there is no such file", where=path, do="name image files, or folders of them")
+    if not found:
+        raise BadData("nothing to predict", where="nsf predict", do="name image files, or folders of them")
+    return [(str(path), path) for path in found]
+
+
+def _texts(
+    paths: Sequence[Path], texts: Sequence[str], column: str, second: str | None
+) -> list[tuple[str, str | tuple[str, str]]]:
+    """(the text, the text or pair of texts) of everything named."""
+    import pandas
+
+    found: list[tuple[str, str | tuple[str, str]]] = [(text, text) for text in texts]
+    for path in paths:
+        if not path.is_file():
+            raise MissingFile("there is no such file", where=path, do="name files of texts, or use --text")
+        if path.suffix not in (".csv", ".jsonl", ".txt"):
+            raise BadData("is no .txt, .csv or .jsonl file, and the model takes texts", where=path)
+        try:
+            if path.suffix == ".txt":
+                lines = path.read_text(encoding="utf-8").splitlines()
+                found += [(line, line) for line in lines if line.strip()]
+                continue
+            table = (
+                pandas.read_csv(path, dtype=str, keep_default_na=False)
+                if path.suffix == ".csv"
+                else pandas.read_json(path, lines=True, dtype=False)
+            )
+        except (OSError, ValueError) as error:
+            raise BadData(f"cannot be read ({str(error).splitlines()[0]})", where=path) from error
+        for name in (column, *([second] if second else [])):
+            if name not in table.columns:
+                held = ", ".join(map(str, table.columns))
+                raise BadData(f"there is no column '{name}' (it has {held})", where=path, do="set --text-column")
+        first = [str(value) for value in table[column]]
+        pairs = zip(first, (str(value) for value in table[second]), strict=True) if second else None
+        found += [(" | ".join(pair), pair) for pair in pairs] if pairs else [(text, text) for text in first]
+    if not found:
+        raise BadData("nothing to predict", where="nsf predict", do="name files of texts, or use --text")
+    return found
+
+
+def _unlabelled(found: Sequence[tuple[str, Any]], names: Sequence[str], kind: str) -> Split:
+    return Split(
+        labels=np.zeros(len(found), dtype=np.int64),
+        ids=np.arange(len(found), dtype=np.int64),
+        load=partial(_load, [content for _, content in found]),
+        locate=partial(_name, [name for name, _ in found]),
+        class_names=names,
+        ids_are="sample to predict, from 0",
+        kind=kind,
+    )
+
+
+def _load(contents: list[Any], position: int) -> Any:
+    content = contents[position]
+    return open_image(content) if isinstance(content, Path) else content
+
+
+def _name(names: list[str], position: int) -> str:
+    return names[position]

@@ -1,0 +1,136 @@
+"""transformers' classifiers: features are what enters the last linear layer, for texts, pairs of texts and images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from stages import models
+from stages.errors import BadModel, MissingFile
+from stages.loading import collate
+from tests.stages.models.conftest import IMAGE, TEXT, Pretrained
+
+SAMPLES = {
+    "text": ["a good film", "it was very very bad and sad", "happy"],
+    "pair": [("a film", "it was not good"), ("the film", "happy"), ("a", "b")],
+    "image": [Image.effect_noise((20, 30), 90).convert("RGB") for _ in range(3)],
+}
+
+
+def batch(model: models.Classifier, samples: list) -> object:
+    return collate(model.collate, [(model.transform(sample), 0) for sample in samples])[0]
+
+
+def build(folder: Path, **options: object) -> models.Classifier:
+    return models.build(source="transformers", name=str(folder), **options)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [*((name, kind) for name in TEXT for kind in ("text", "pair")), *((name, "image") for name in IMAGE)],
+)
+def test_the_head_makes_the_logits_of_the_features(architecture: str, kind: str, pretrained: Pretrained) -> None:
+    model = build(pretrained(architecture, num_labels=3))
+    assert model.trained and model.kind == ("image" if kind == "image" else "text")
+    inputs = batch(model, SAMPLES[kind])
+    network = model.network.eval()
+    with torch.no_grad():
+        expected = network(**inputs).logits if kind != "image" else network(inputs).logits
+        encode, head, name = models.split(model, inputs)
+        features = encode(inputs)
+    assert features.shape == (3, head.in_features) and head.out_features == 3
+    assert network.get_submodule(name) is head
+    torch.testing.assert_close(head(features), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_texts_of_unequal_length_are_padded_and_cut(pretrained: Pretrained) -> None:
+    folder = pretrained("Bert")
+    inputs = batch(build(folder, max_length=6), ["good", "a good film and a very bad film"])
+    assert inputs["input_ids"].shape == (2, 6)
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
+    assert batch(build(folder), ["film " * 99])["input_ids"].shape == (1, 32), "what the tokenizer allows"
+
+
+def test_class_names_come_from_the_configuration(pretrained: Pretrained) -> None:
+    named = pretrained("Bert", "named", id2label={0: "NEGATIVE", 1: "POSITIVE"})
+    assert build(named).class_names == ["NEGATIVE", "POSITIVE"]
+    assert build(pretrained("Bert", "unnamed")).class_names is None
+
+
+def test_a_new_head_for_training(pretrained: Pretrained) -> None:
+    folder = pretrained("Bert")
+    model = build(folder, classes=5)
+    assert not model.trained and model.network.classifier.out_features == 5
+    body = build(folder).network.bert.state_dict()
+    assert all(torch.equal(tensor, body[name]) for name, tensor in model.network.bert.state_dict().items())
+
+
+def test_an_encoder_without_a_head_is_not_trained(pretrained: Pretrained, tmp_path: Path) -> None:
+    folder = pretrained("Bert")
+    build(folder).network.bert.save_pretrained(tmp_path / "encoder")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "encoder" / name).write_bytes((folder / name).read_bytes())
+    section = {"source": "transformers", "name": str(tmp_path / "encoder"), "max_length": None}
+    assert not models.build(**section).trained
+    with pytest.raises(MissingFile, match=r"no trained head of its own; `nsf train` makes it, or name trained weights"):
+        models.open_trained(tmp_path / "none", section)
+
+
+def test_one_sigmoid_output(pretrained: Pretrained) -> None:
+    model = build(pretrained("Bert", num_labels=1))
+    inputs = batch(model, SAMPLES["text"])
+    with torch.no_grad():
+        encode, head, _ = models.split(model, inputs)
+        score = model.network(**inputs).logits[:, 0]
+        weight, bias = models.two_classes(head.weight, head.bias)
+        probabilities = torch.softmax(encode(inputs) @ weight.T + bias, dim=1)
+    torch.testing.assert_close(probabilities[:, 1], torch.sigmoid(score))
+    again = models.one_output(weight, bias)
+    assert torch.equal(again[0], head.weight) and torch.equal(again[1], head.bias)
+
+
+def test_several_sigmoid_outputs_are_refused(pretrained: Pretrained) -> None:
+    folder = pretrained("Bert", num_labels=3, problem_type="multi_label_classification")
+    with pytest.raises(BadModel, match=r"has 3 sigmoid outputs \(multi-label\), and nsf repairs one choice among classes"):
+        build(folder)
+
+
+def test_what_is_no_classifier_folder(tmp_path: Path, pretrained: Pretrained) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadModel, match="cannot be loaded by transformers"):
+        build(tmp_path / "empty")
+    with pytest.raises(BadModel, match=r"model\.name: there is no such folder; check /nowhere/model"):
+        build(Path("/nowhere/model"))
+    folder = pretrained("Bert")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BadModel, match="cannot be loaded by transformers"):
+        build(folder)
+
+
+def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked: list[dict[str, object]] = []
+
+    def offline(name: str, **options: object) -> str:
+        asked.append(options)
+        raise LocalEntryNotFoundError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(BadModel) as caught:
+        models.build(source="transformers", name="someone/some-model")
+    assert str(caught.value) == (
+        "model.name: 'someone/some-model' is no local folder and cannot be fetched from the Hugging Face hub "
+        "(no route to host); connect to the internet once, or give the folder of a downloaded model."
+    )
+    assert asked[0]["local_files_only"] is True and "local_files_only" not in asked[1]
+
+
+def test_a_hub_id_in_the_cache(monkeypatch: pytest.MonkeyPatch, pretrained: Pretrained) -> None:
+    import huggingface_hub
+
+    folder = pretrained("Bert")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    assert models.build(source="transformers", name="someone/some-model").checkpoint.path == folder

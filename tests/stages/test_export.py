@@ -1,0 +1,327 @@
+"""export and predict: from every kind of model, through all stages, back into the format that came in - bit by bit."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from stages import models
+from stages.models import checkpoints
+from stages.runtime import reproducible
+from tests.conftest import Done, assert_one_sentence, leftovers
+from tests.stages.models.conftest import TEXT_WORDS, Pretrained, pretrained
+
+__all__ = ["pretrained"]
+
+STAGES = ("extract", "identify", "neutralize", "eliminate", "update", "evaluate", "export")
+Nsf = Callable[..., Done]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Noise of two classes, warm and cold, a border of the other color on some: 60 images a split."""
+    random = np.random.RandomState(0)
+    for split in ("val", "test"):
+        for label, name in enumerate(("cold", "warm")):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for index in range(30):
+                pixels = random.randint(0, 200, (16, 16, 3), dtype=np.uint8)
+                pixels[..., 0 if label else 2] += 20
+                pixels[:5, :, 0 if (label == 1) != (index % 5 == 0) else 2] = 255
+                Image.fromarray(pixels).save(folder / f"{index:02}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """Texts of two classes with an attribute: 80 a split."""
+    random = np.random.RandomState(0)
+    lines = ["text,second,label,split,source"]
+    for split in ("val", "test"):
+        for index in range(80):
+            label, source = index % 2, int((index % 2 == 1) != (index % 10 < 2))
+            words = [*random.choice(TEXT_WORDS, 6), ["bad", "good"][label], *["film"] * (3 * source)]
+            lines.append(f"{' '.join(words)},the film,{'NEG' if label == 0 else 'POS'},{split},{['press', 'film'][source]}")
+    (tmp_path / "reviews.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "reviews.csv"
+
+
+def write_params(**sections: dict[str, Any]) -> None:
+    Path("params.yaml").write_text(json.dumps({**sections, "eliminate": {"steps": 5}, "update": {"steps": 30}}))
+
+
+def repair(nsf: Nsf, *export: str) -> dict[str, Any]:
+    """Run all stages with params.yaml; what export said."""
+    for stage in STAGES:
+        done = nsf(stage, "--json", *(export if stage == "export" else ()))
+        assert done.code == 0, (stage, done.stderr)
+    assert Path("metrics/evaluate.json").exists()
+    return done.json
+
+
+def repaired_logits(features: str = "test") -> torch.Tensor:
+    held, new = load_file(f"artifacts/features/{features}.safetensors"), load_file("artifacts/update.safetensors")
+    return held["features"] @ new["folded_weight"].T + new["folded_bias"]
+
+
+def assert_only(changed: set[str], before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    """Every tensor but these has the same bits, and these have others."""
+    assert list(before) == list(after)
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype and tensor.shape == after[name].shape
+        assert torch.equal(tensor, after[name]) == (name not in changed), name
+
+
+def resnet(classes: int = 2) -> torch.nn.Module:
+    with reproducible(seed=0):
+        return models.build(source="torchvision", architecture="resnet18", classes=classes, image_size=16).network
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_somebodys_state_dict(suffix: str, photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    """A training script's checkpoint, with a prefix, containers and all; plain inference code runs on the copy unchanged."""
+    from safetensors.torch import save_file
+
+    state = {f"module.{name}": tensor for name, tensor in resnet().state_dict().items()}
+    if suffix == ".pth":
+        torch.save({"epoch": 7, "state_dict": state, "arch": "resnet18"}, tmp_path / "best.pth")
+    else:
+        save_file(state, tmp_path / "best.safetensors", metadata={"epoch": "7"})
+    section = {"source": "torchvision", "architecture": "resnet18", "weights": f"best{suffix}", "image_size": [16, 16]}
+    write_params(data={"format": "folder", "root": "photos"}, model=section)
+    said = repair(nsf)
+    assert said["files"] == [f"best{suffix}", "MODEL_CARD.md"] and said["changed"] == ["module.fc.bias", "module.fc.weight"]
+    after = checkpoints.read(tmp_path / f"artifacts/export/best{suffix}")
+    assert_only({"module.fc.weight", "module.fc.bias"}, checkpoints.read(tmp_path / f"best{suffix}"), after)
+    network = resnet().eval()
+    network.load_state_dict({name.removeprefix("module."): tensor for name, tensor in after.items()})
+    transform = models.build(**section, classes=None).transform
+    images = [transform(Image.open(path).convert("RGB")) for path in sorted(photos.glob("test/*/*.png"))]
+    with torch.no_grad():
+        torch.testing.assert_close(network(torch.stack(images)), repaired_logits(), rtol=1e-3, atol=1e-4)
+    if suffix == ".pth":
+        whole = torch.load(tmp_path / "artifacts/export/best.pth", weights_only=True)
+        assert whole["epoch"] == 7 and whole["arch"] == "resnet18"
+    card = Path("artifacts/export/MODEL_CARD.md").read_text()
+    for words in (
+        "# resnet18, repaired by nsf",
+        "`module.fc.weight`",
+        "cold, warm",
+        "60 validation samples",
+        "| mean |",
+        "sha256:",
+    ):
+        assert words in card, words
+
+
+def test_a_model_that_nsf_trained(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    shutil.copytree(photos / "val", photos / "train")
+    section = {"source": "torchvision", "architecture": "resnet18", "image_size": [16, 16]}
+    write_params(data={"format": "folder", "root": "photos"}, model=section, train={"epochs": 1})
+    assert nsf("train").code == 0
+    repair(nsf)
+    before, after = (load_file(tmp_path / f"artifacts/{name}/model.safetensors") for name in ("model", "export"))
+    assert_only({"fc.weight", "fc.bias"}, before, after)
+    again = models.load(tmp_path / "artifacts/export")
+    assert torch.equal(again.classifier.network.fc.weight, load_file("artifacts/update.safetensors")["folded_weight"])
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Roberta", "DistilBert"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_transformers_folder(architecture: str, pairs: bool, pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
+    import transformers
+
+    folder = pretrained(architecture, "classifier", id2label={0: "pos", 1: "neg"})
+    (folder / "README.md").write_text("another model's card")
+    columns = {"text_column": "text", **({"second_text_column": "second"} if pairs else {})}
+    data = {"format": "csv", "file": "reviews.csv", **columns, "attribute_column": "source"}
+    write_params(data=data, model={"source": "transformers", "name": "classifier"})
+    said = repair(nsf)
+    assert "README.md" not in said["files"]
+    before, after = (load_file(path / "model.safetensors") for path in (folder, Path("artifacts/export")))
+    assert_only(set(said["changed"]), before, after)
+    with safe_open("artifacts/export/model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    network = transformers.AutoModelForSequenceClassification.from_pretrained("artifacts/export").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained("artifacts/export")
+    rows = [line.split(",") for line in reviews.read_text().splitlines() if ",test," in line]
+    texts = ([row[0] for row in rows], [row[1] for row in rows] if pairs else None)
+    with torch.no_grad():
+        logits = network(**tokenizer(*texts, padding=True, return_tensors="pt")).logits
+    torch.testing.assert_close(logits, repaired_logits(), rtol=1e-3, atol=1e-4)
+    # The data's classes take the model's numbers: its NEG is the model's 1.
+    assert load_file("artifacts/features/test.safetensors")["labels"][:2].tolist() == [1, 0]
+    assert json.loads(Path("metrics/evaluate.json").read_text())["nsf"]["groups"].keys() == {
+        "pos/film", "pos/press", "neg/film", "neg/press"
+    }  # fmt: skip
+
+
+def test_a_transformers_folder_in_shards_and_in_pytorchs_format(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
+    folder = pretrained("Bert", "classifier")
+    network = models.build(source="transformers", name=str(folder)).network
+    data = {"format": "csv", "file": "reviews.csv", "text_column": "text"}
+    write_params(data=data, model={"source": "transformers", "name": "classifier"})
+    for form in ("shards", "bin"):
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        if form == "shards":
+            network.save_pretrained(folder, max_shard_size="5KB")
+            assert len(list(folder.glob("model-*.safetensors"))) > 1
+        else:
+            for path in folder.glob("model*.safetensors*"):
+                path.unlink()
+            torch.save(network.state_dict(), folder / "pytorch_model.bin")
+        shutil.rmtree("artifacts", ignore_errors=True)
+        repair(nsf)
+        again = models.build(source="transformers", name="artifacts/export").network
+        assert_only({"classifier.weight", "classifier.bias"}, network.state_dict(), again.state_dict())
+
+
+def test_one_sigmoid_output(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
+    folder = pretrained("Bert", "classifier", num_labels=1)
+    data = {"format": "csv", "file": "reviews.csv", "text_column": "text", "attribute_column": "source"}
+    write_params(data=data, model={"source": "transformers", "name": "classifier"})
+    repair(nsf)
+    before, after = (load_file(path / "model.safetensors") for path in (folder, Path("artifacts/export")))
+    assert_only({"classifier.weight", "classifier.bias"}, before, after)
+    assert after["classifier.weight"].shape == (1, 16)
+    features, expected = load_file("artifacts/features/test.safetensors")["features"], repaired_logits()
+    score = features @ after["classifier.weight"].T + after["classifier.bias"]
+    torch.testing.assert_close(score[:, 0], expected[:, 1] - expected[:, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_training_and_repairing_a_text_encoder(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
+    """What nsf trains of transformers is a folder that from_pretrained loads, and so is what it repairs."""
+    import transformers
+
+    folder = pretrained("Bert", "encoder", num_labels=7)
+    reviews.write_text(reviews.read_text().replace(",val,", ",train,", 40))
+    data = {"format": "csv", "file": "reviews.csv", "text_column": "text"}
+    train = {"epochs": 2, "optimizer": "adamw", "schedule": "linear", "learning_rate": 0.001}
+    write_params(data=data, model={"source": "transformers", "name": str(folder)}, train=train)
+    assert nsf("train").code == 0
+    repair(nsf)
+    for name in ("model", "export"):
+        network, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            f"artifacts/{name}", output_loading_info=True
+        )
+        assert not report["missing_keys"] and not report["unexpected_keys"] and network.config.num_labels == 2
+        transformers.AutoTokenizer.from_pretrained(f"artifacts/{name}")
+    assert torch.equal(network.classifier.weight, load_file("artifacts/update.safetensors")["folded_weight"])
+    assert transformers.AutoConfig.from_pretrained("artifacts/export").id2label == {0: "NEG", 1: "POS"}
+
+
+OWN = """
+import torch
+from torch import nn
+from torchvision.transforms.functional import to_tensor
+
+def made():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 12), nn.Tanh()), nn.Linear(12, 2), to_tensor
+"""
+
+
+def test_a_function_of_the_users_own(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    (tmp_path / "own_model_here.py").write_text(OWN)
+    section = {"source": "callable", "function": "own_model_here:made"}
+    write_params(data={"format": "folder", "root": "photos"}, model=section)
+    said = repair(nsf)
+    assert said["files"] == ["head.safetensors", "MODEL_CARD.md"]
+    _, head, _ = models.import_module("own_model_here").made()
+    head.load_state_dict(load_file("artifacts/export/head.safetensors"))
+    assert torch.equal(head.weight, load_file("artifacts/update.safetensors")["folded_weight"])
+
+    _, head, _ = models.import_module("own_model_here").made()
+    torch.save({"enc": torch.zeros(3), "out.w": head.weight.detach(), "out.b": head.bias.detach()}, tmp_path / "mine.pt")
+    Path("own_model_here.py").write_text(f"{OWN}\ndef loaded():\n    encoder, head, transform = made()\n"
+        "    state = torch.load('mine.pt')\n    head.weight.data, head.bias.data = state['out.w'], state['out.b']\n"
+        "    return encoder, head, transform\n")  # fmt: skip
+    import sys
+
+    del sys.modules["own_model_here"]
+    write_params(
+        data={"format": "folder", "root": "photos"},
+        model={"source": "callable", "function": "own_model_here:loaded", "checkpoint": "mine.pt"},
+    )
+    said = repair(nsf)
+    assert said["changed"] == ["out.b", "out.w"]
+    assert_only({"out.w", "out.b"}, checkpoints.read(Path("mine.pt")), checkpoints.read(Path("artifacts/export/mine.pt")))
+
+
+def test_onnx(photos: Path, pretrained: Pretrained, reviews: Path, nsf: Nsf, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.save(resnet().state_dict(), tmp_path / "best.pth")
+    section = {"source": "torchvision", "architecture": "resnet18", "weights": "best.pth", "image_size": [16, 16]}
+    write_params(data={"format": "folder", "root": "photos"}, model=section)
+    repair(nsf, "--onnx")
+    session = runtime.InferenceSession("artifacts/export/model.onnx")
+    transform = models.build(**section).transform
+    images = torch.stack([transform(Image.open(path).convert("RGB")) for path in sorted(photos.glob("test/*/*.png"))])
+    [logits] = session.run(None, {"input": images.numpy()})
+    np.testing.assert_allclose(logits, repaired_logits().numpy(), rtol=1e-2, atol=1e-3)
+
+
+def test_predict_images(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    torch.save(resnet().state_dict(), tmp_path / "best.pth")
+    section = {"source": "torchvision", "architecture": "resnet18", "weights": "best.pth", "image_size": [16, 16]}
+    write_params(data={"format": "folder", "root": "photos"}, model=section)
+    repair(nsf)
+    done = nsf("predict", "photos/test", "--json", "--out", "predictions.csv")
+    assert done.code == 0, done.stderr
+    held = load_file("artifacts/evaluate.safetensors")
+    names = ["cold", "warm"]
+    assert [row["nsf"] for row in done.json["samples"]] == [names[label] for label in held["predictions"]]
+    assert [row["base"] for row in done.json["samples"]] == [names[label] for label in held["base_predictions"]]
+    heading, first, *_ = Path("predictions.csv").read_text().splitlines()
+    assert heading == "sample,base,nsf,base:cold,base:warm,nsf:cold,nsf:warm"
+    shares = [float(cell) for cell in first.split(",")[3:]]
+    assert shares[0] + shares[1] == pytest.approx(1, abs=1e-5) and shares[2] + shares[3] == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(torch.tensor(shares[2:]), torch.softmax(repaired_logits()[0], 0), rtol=1e-3, atol=1e-4)
+    shown = nsf("predict", "photos/test/cold/00.png")
+    assert shown.code == 0 and "photos/test/cold/00.png" in shown.stdout
+    assert_one_sentence(nsf("predict"), "nothing to predict")
+    assert_one_sentence(nsf("predict", "nowhere.png"), "nowhere.png: there is no such file")
+    assert_one_sentence(nsf("predict", "--text", "words"), "the model takes images, and a text was given")
+
+
+def test_predict_texts(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
+    pretrained("Bert", "classifier")
+    data = {"format": "csv", "file": "reviews.csv", "text_column": "text"}
+    write_params(data=data, model={"source": "transformers", "name": "classifier"})
+    repair(nsf)
+    Path("new.txt").write_text("a good film\n\nvery bad\n")
+    done = nsf("predict", "new.txt", "--text", "happy", "--json")
+    assert [row["sample"] for row in done.json["samples"]] == ["happy", "a good film", "very bad"]
+    assert {row["nsf"] for row in done.json["samples"]} <= {"NEG", "POS"}
+    assert len(nsf("predict", "reviews.csv", "--json").json["samples"]) == 160
+    assert_one_sentence(
+        nsf("predict", "reviews.csv", "--text-column", "words"), "there is no column 'words'", "--text-column"
+    )
+    assert_one_sentence(nsf("predict", "photo.png"), "there is no such file")
+
+
+def test_what_cannot_be_exported(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    torch.save(resnet().state_dict(), tmp_path / "best.pth")
+    section = {"source": "torchvision", "architecture": "resnet18", "weights": "best.pth", "image_size": [16, 16]}
+    write_params(data={"format": "folder", "root": "photos"}, model=section)
+    assert_one_sentence(nsf("export"), "artifacts/head.safetensors", "`nsf extract` makes it")
+    repair(nsf)
+    shutil.rmtree("artifacts/export")
+    other = resnet().state_dict()
+    torch.save({**other, "conv1.weight": other["conv1.weight"] + 1}, tmp_path / "best.pth")
+    assert_one_sentence(nsf("export"), "was extracted from another model", "run `nsf extract`")
+    torch.save(other, tmp_path / "best.pth")
+    assert_one_sentence(nsf("export", "--out", "."), "best.pth", "is an input of this command")
+    Path("metrics/evaluate.json").write_text("{")
+    assert_one_sentence(nsf("export"), "metrics/evaluate.json", "cannot be read as metrics")
+    assert not Path("artifacts/export").exists() and leftovers(tmp_path) == []
