@@ -1,4 +1,4 @@
-# `make demo` and `make test` each build .venv when it is missing or out of date; neither needs the other.
+# Every target but clean builds .venv when it is missing or out of date; none needs another.
 
 VENV := .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,11 +7,15 @@ INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 
 # The pipeline's commands are `nsf ...`, found on the PATH as in an activated environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test clean
+.PHONY: demo demo-text demo-image test clean
 
 demo: $(VENV)/installed
 	@dvc repro
 	@nsf metrics
+
+# Two more, each a folder as `nsf init` makes it: sentences with MiniLM, Dominoes with a pretrained EfficientNet-Lite0.
+demo-text demo-image: demo-%: $(VENV)/installed-demos
+	@cd demos/$* && dvc repro && nsf metrics
 
 test: $(VENV)/installed-dev
 	@ruff check .
@@ -20,12 +24,17 @@ test: $(VENV)/installed-dev
 	@pytest -n auto
 
 clean:
-	rm -rf $(VENV) artifacts
+	rm -rf $(VENV) artifacts demos/*/artifacts demos/text/encoder
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing nsf into $(VENV) (some GB of PyTorch the first time) ..."
 	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/installed-demos: $(VENV)/installed
+	@echo "Installing the encoders of the demos ..."
+	@$(INSTALL) --editable ".[demos]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

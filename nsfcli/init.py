@@ -24,6 +24,12 @@ Source = StrEnum("Source", ["torchvision", "timm", "transformers", "callable"])
 # A table's suffix -> data.format.
 TABLES = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
 
+# Where the comments of params.yaml begin.
+COMMENT_COLUMN = 34
+
+# What fine-tuning a transformers encoder usually takes.
+FINE_TUNING = {"optimizer": "adamw", "learning_rate": 0.00005, "weight_decay": 0.01, "schedule": "linear", "epochs": 3}
+
 WHAT, MODEL_PANEL = "What to repair it with: one of these", "The model"
 
 
@@ -95,6 +101,8 @@ def init(
         given = {key: value for key, value in model.items() if value}
         sections["model"] = _complete(given or (_ask_for_model() if sys.stdin.isatty() else {}))
     trains = train if train is not None else preset is not None or _is_untrained(sections.get("model", {}))
+    if trains and sections["model"]["source"] == "transformers":
+        sections.setdefault("train", FINE_TUNING)
     text = _params(sections, trains)
     pipeline = _pipeline(folder, sections, trains, features, test_features, head)
     written = _write(folder, {"params.yaml": text, "dvc.yaml": pipeline}, force)
@@ -167,7 +175,7 @@ def _params(sections: Mapping[str, Mapping[str, Any]], trains: bool) -> str:
     from io import StringIO
 
     from ruamel.yaml import YAML
-    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
     checked = params.check(sections, where="nsf init")
     used = [name for name in params.SECTIONS if name in sections or name not in ("data", "model", "train", "extract")]
@@ -178,11 +186,18 @@ def _params(sections: Mapping[str, Mapping[str, Any]], trains: bool) -> str:
         section = checked[name]
         document[name] = CommentedMap()
         for key, field in type(section).model_fields.items():
-            document[name][key] = getattr(section, key)
-            document[name].yaml_add_eol_comment(field.description or "", key)
+            value = getattr(section, key)
+            if isinstance(value, list):
+                value = CommentedSeq(value)
+                value.fa.set_flow_style()
+            document[name][key] = value
+            document[name].yaml_add_eol_comment(field.description or "", key, column=COMMENT_COLUMN)
         document.yaml_set_comment_before_after_key(name, before=f"\n{(type(section).__doc__ or '').strip()}")
     yaml, text = YAML(), StringIO()
     yaml.width = 10_000
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     yaml.dump(document, text)
     return f"# Written by `nsf init`; `dvc params diff` shows what you change.\n{text.getvalue()}"
 

@@ -58,7 +58,7 @@ def predict(
     samples = result["samples"]
     table = Table("sample", "ERM", "probability", "NSF", "probability")
     for row in samples[:SHOWN]:
-        name = row["sample"] if len(row["sample"]) <= 60 else f"{row['sample'][:57]}..."
+        name = row["sample"] if len(row["sample"]) <= 40 else f"{row['sample'][:37]}..."
         table.row(name, row["base"], row["base_probability"], row["nsf"], row["nsf_probability"])
     changed = sum(row["base"] != row["nsf"] for row in samples)
     where = f" -> {out}" if out else ""

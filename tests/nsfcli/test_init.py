@@ -1,0 +1,209 @@
+"""init and doctor: a folder set up in every way runs to its end; what is there already is left alone."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+from nsfcli import params
+from nsfcli.presets import PRESETS
+from stages import models
+from stages.runtime import reproducible
+from tests.conftest import Done, assert_one_sentence, planted, run_process
+
+Nsf = Callable[..., Done]
+
+# The published steps and recipes, as issue and paper give them: eliminate, update, batch size, epochs.
+PUBLISHED = {
+    "waterbirds": (10, 500, 32, 100),
+    "celeba": (350, 110, 100, 20),
+    "multinli": (1200, 1500, 16, 10),
+    "civilcomments": (300, 100, 16, 10),
+    "chexpert": (650, 10000, 100, 20),
+}
+
+
+def read_yaml(path: Path) -> dict:
+    return YAML(typ="safe").load(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten noisy images of each of two classes in each split."""
+    random = np.random.RandomState(0)
+    for split in ("train", "val", "test"):
+        for label, name in enumerate(("cold", "warm")):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for index in range(10):
+                pixels = random.randint(0, 200, (32, 32, 3), dtype=np.uint8)
+                pixels[..., 0 if label else 2] += 50
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_the_published_experiments(preset: str, nsf: Nsf, tmp_path: Path) -> None:
+    assert nsf("init", "--preset", preset, "--quiet").code == 0
+    written = read_yaml(tmp_path / "params.yaml")
+    eliminate, update, batch_size, epochs = PUBLISHED[preset]
+    assert (written["eliminate"]["steps"], written["update"]["steps"]) == (eliminate, update)
+    assert (written["train"]["batch_size"], written["train"]["epochs"]) == (batch_size, epochs)
+    assert written["data"] == {"format": preset, "root": f"data/{preset}", "on_error": "stop"} | {
+        key: value for key, value in written["data"].items() if key in ("target", "attribute", "identities")
+    }
+    recipe = {key: written["train"][key] for key in ("optimizer", "learning_rate", "schedule")}
+    if preset in ("multinli", "civilcomments"):
+        assert written["model"]["name"] == "bert-base-uncased"
+        assert recipe == {"optimizer": "adamw", "learning_rate": 1e-5, "schedule": "linear"}
+    else:
+        assert (written["model"]["architecture"], written["train"]["weight_decay"]) == ("resnet50", 1e-4)
+        assert recipe == {"optimizer": "sgd", "learning_rate": 3e-3, "schedule": "cosine"}
+    # Every key is there, explained, and read back as it stands.
+    loaded = params.load("train", {"model__source": None, "data__format": None}, tmp_path / "params.yaml")
+    assert set(loaded) == set(params.SECTIONS)
+    for name, section in loaded.items():
+        assert set(written[name] or {}) == set(type(section).model_fields)
+    text = (tmp_path / "params.yaml").read_text()
+    for section in loaded.values():
+        assert all(field.description in text for field in type(section).model_fields.values())
+    assert_one_sentence(nsf("doctor"), f"data/{preset}")
+
+
+def test_a_preset_whose_data_lies_elsewhere(nsf: Nsf, tmp_path: Path) -> None:
+    assert nsf("init", "--preset", "celeba", "--root", "/mnt/my data/celeba", "--quiet").code == 0
+    assert read_yaml(tmp_path / "params.yaml")["data"]["root"] == "/mnt/my data/celeba"
+    stages = read_yaml(tmp_path / "dvc.yaml")["stages"]
+    assert "/mnt/my data/celeba" in stages["train"]["deps"] and "/mnt/my data/celeba" in stages["extract"]["deps"]
+
+
+@pytest.mark.slow
+def test_own_features_run_to_the_end_without_git(nsf: Nsf, tmp_path: Path) -> None:
+    for seed, split in enumerate(("val", "test")):
+        save_file(planted(seed=seed), tmp_path / f"my {split}.safetensors")
+    save_file({"weight": torch.eye(2, 8), "bias": torch.zeros(2)}, tmp_path / "head.safetensors")
+    options = ["--features", "my val.safetensors", "--test-features", "my test.safetensors", "--head", "head.safetensors"]
+    done = nsf("init", *options)
+    assert done.code == 0 and "`dvc repro` runs everything" in done.stdout and "doctor" not in done.stdout
+    assert set(read_yaml(tmp_path / "params.yaml")) == {"identify", "neutralize", "eliminate", "update", "evaluate"}
+    run_process("dvc", "repro", cwd=tmp_path, check=True)
+    assert json.loads((tmp_path / "metrics/evaluate.json").read_text())["base"] is not None
+    assert "up to date" in run_process("dvc", "status", cwd=tmp_path, check=True).stdout
+
+
+@pytest.mark.slow
+def test_own_images_and_model_run_to_the_end_in_a_folder_of_a_git_repository(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    work = tmp_path / "work here"
+    work.mkdir()
+    with reproducible(seed=0):
+        network = models.build(source="torchvision", architecture="resnet18", classes=2).network
+    torch.save(network.state_dict(), work / "best.pt")
+    shutil.move(photos, work / "photos")
+    done = nsf("init", work, "--images", "photos", "--architecture", "resnet18", "--weights", "best.pt", "--json")
+    assert done.json == {
+        "folder": str(work), "written": ["params.yaml", "dvc.yaml", ".gitignore", ".dvc"], "trains": False
+    }  # fmt: skip
+    stages = read_yaml(work / "dvc.yaml")["stages"]
+    assert "train" not in stages and set(stages["extract"]["deps"]) == {"photos", "best.pt"}
+    run_process("dvc", "repro", cwd=work, check=True)
+    before, after = (torch.load(work / path, weights_only=True) for path in ("best.pt", "artifacts/export/best.pt"))
+    assert before.keys() == after.keys() and torch.equal(before["conv1.weight"], after["conv1.weight"])
+    assert torch.equal(after["fc.weight"], load_file(work / "artifacts/update.safetensors")["folded_weight"])
+    ignored = subprocess.run(["git", "status", "--short"], cwd=work, capture_output=True, text=True, check=True).stdout
+    assert "artifacts" not in ignored
+
+
+def test_an_untrained_model_is_trained_first(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    assert nsf("init", "--images", "photos", "--quiet").code == 0
+    written = read_yaml(tmp_path / "params.yaml")
+    assert written["model"]["architecture"] == "resnet50" and written["model"]["weights"] == "DEFAULT"
+    stages = read_yaml(tmp_path / "dvc.yaml")["stages"]
+    assert next(iter(stages)) == "train" and stages["train"]["deps"] == ["photos"]
+    assert "artifacts/model" in stages["extract"]["deps"]
+
+
+def test_tables(nsf: Nsf, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"body": "x", "y": 1}\n')
+    for name in ("a-train.csv", "a-val.csv", "a-test.csv"):
+        (tmp_path / name).write_text("text,label\n")
+    options = ["--text-column", "body", "--label-column", "y", "--split-column", "fold", "--name", "someone/classifier"]
+    assert nsf("init", "--csv", "rows.jsonl", *options, "--quiet").code == 0
+    data = read_yaml(tmp_path / "params.yaml")["data"]
+    assert (data["format"], data["text_column"], data["label_column"], data["split_column"]) == (
+        "jsonl",
+        "body",
+        "y",
+        "fold",
+    )
+    assert "train" not in read_yaml(tmp_path / "dvc.yaml")["stages"], "a hub id names a trained classifier"
+    options = ["--text-column", "text", "--name", "someone/encoder", "--train", "--force", "--quiet"]
+    assert nsf("init", "--csv", "a-{split}.csv", *options).code == 0
+    written = read_yaml(tmp_path / "params.yaml")
+    assert written["data"]["file"] == "a-{split}.csv" and written["train"]["optimizer"] == "adamw"
+    assert read_yaml(tmp_path / "dvc.yaml")["stages"]["train"]["deps"] == ["."]
+
+
+def test_what_is_there_is_left_alone(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("mine: 1\n")
+    (tmp_path / ".gitignore").write_text("/secret/\n")
+    assert_one_sentence(nsf("init", "--images", "photos"), "params.yaml", "is there already", "--force")
+    assert not (tmp_path / "dvc.yaml").exists() and not (tmp_path / ".dvc").exists()
+    assert nsf("init", "--images", "photos", "--force", "--quiet").code == 0
+    assert "mine" not in (tmp_path / "params.yaml").read_text()
+    assert (tmp_path / ".gitignore").read_text().splitlines() == ["/secret/", "/artifacts/"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and ".dvc/tmp" not in str(path)}
+    assert nsf("init", "--images", "photos", "--force", "--quiet").code == 0
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], ("no data is named", "--preset (waterbirds, celeba", "--features FILE")),
+        (["--images", "a", "--csv", "b.csv"], ("--images and --csv exclude each other",)),
+        (["--images", "nowhere"], ("nowhere", "is not there")),
+        (["--csv", "nowhere.csv"], ("nowhere.csv", "is not there")),
+        (["--csv", "photos"], ("ends in none of .csv, .parquet, .jsonl", "--csv")),
+        (["--features", "nowhere.safetensors"], ("nowhere.safetensors", "is not there")),
+        (["--images", "photos", "--source", "timm", "--function", "a:b"], ("unknown key 'model.function'",)),
+    ],
+)
+def test_mistakes(options: list[str], words: tuple[str, ...], photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    assert_one_sentence(nsf("init", *options), *words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+def test_an_unknown_preset_is_wrong_usage(nsf: Nsf) -> None:
+    done = nsf("init", "--preset", "waterbird")
+    assert done.code == 2 and "waterbirds" in done.stderr
+
+
+def test_doctor_before_and_after_training(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(
+        "data: {format: folder, root: photos}\nmodel: {architecture: resnet18, image_size: 32}\ntrain: {epochs: 4}\n"
+    )
+    done = nsf("doctor")
+    assert done.code == 0, done.stderr
+    assert "images of 2 classes (cold, warm)" in done.stdout and "`nsf train` comes first" in done.stdout
+    assert nsf("train", "--quiet").code == 0
+    before = sorted(tmp_path.rglob("*"))
+    said = nsf("doctor", "--json").json
+    assert said["splits"]["val"] == {"samples": 20, "classes": {"cold": 10, "warm": 10}, "groups": {}}
+    model = said["model"]
+    assert (model["head"], model["width"], model["classes"], model["class_names"]) == ("fc", 512, 2, ["cold", "warm"])
+    assert model["tried"] == 20 and model["samples_per_second"] > 0 and model["seconds"] >= 0
+    assert "features of width 512" in nsf("doctor").stdout
+    assert sorted(tmp_path.rglob("*")) == before, "doctor writes nothing"
+    shutil.rmtree(tmp_path / "photos/test")
+    assert "no test split" in nsf("doctor").stdout
+    shutil.rmtree(tmp_path / "photos/val")
+    assert_one_sentence(nsf("doctor"), "there is no folder for the val split")
