@@ -21,7 +21,7 @@ def run(
     *,
     data: Mapping[str, Any],
     model: Path,
-    own_model: Mapping[str, Any],
+    own_model: Mapping[str, Any] | None,
     batch_size: int,
     precision: str = "auto",
     device: str = "auto",
@@ -29,7 +29,7 @@ def run(
     """Open every split, then run the model on some of the validation samples. Nothing is written.
 
     Args:
-        data, model, own_model, precision, device: as for `extract`.
+        data, model, own_model, precision, device: as for `extract`; without `own_model` only what `nsf train` made counts.
         batch_size: samples a forward pass.
 
     Returns:
@@ -61,7 +61,7 @@ def run(
         "precision": str(dtype).removeprefix("torch."),
         "model": None,
     }
-    if not Path(model).exists() and own_model["source"] in ("torchvision", "timm") and own_model["weights"] is None:
+    if own_model is None and not Path(model).exists():
         return found
     with reproducible(seed=0):
         try:
