@@ -84,10 +84,12 @@ def init(
     if len(chosen) > 1:
         raise BadParameter(f"{' and '.join(chosen)} exclude each other", where="nsf init", do="give one of them")
     if not chosen:
-        if not sys.stdin.isatty():
+        if not _is_terminal():
             do = f"give --preset ({', '.join(PRESETS)}), --images DIR, --csv FILE or --features FILE"
             raise BadParameter("no data is named", where="nsf init", do=do)
         images, csv, features = _ask_for_data()
+        if csv is not None and text_column is None:
+            text_column = typer.prompt("Its column with the text (empty: images)", default="", show_default=False)
     sections: dict[str, dict[str, Any]] = {}
     if preset is not None:
         sections = {section: dict(values) for section, values in PRESETS[preset].items()}
@@ -99,7 +101,7 @@ def init(
         model = {"source": source and str(source), "architecture": architecture, "weights": weights, "name": name,
                  "function": function}  # fmt: skip
         given = {key: value for key, value in model.items() if value}
-        sections["model"] = _complete(given or (_ask_for_model() if sys.stdin.isatty() else {}))
+        sections["model"] = _complete(given or (_ask_for_model() if _is_terminal() else {}))
     trains = train if train is not None else preset is not None or _is_untrained(sections.get("model", {}))
     if trains and sections["model"]["source"] == "transformers":
         sections.setdefault("train", FINE_TUNING)
@@ -116,6 +118,11 @@ def init(
 
 
 # --------------------------------------------------------------------------------------------------- data and model
+
+
+def _is_terminal() -> bool:
+    """Whether somebody is there to ask."""
+    return sys.stdin.isatty()
 
 
 def _ask_for_data() -> tuple[Path | None, Path | None, Path | None]:

@@ -166,6 +166,31 @@ def test_what_is_there_is_left_alone(photos: Path, nsf: Nsf, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("answers", "data", "model"),
+    [
+        ("photos\n\n\n", {"format": "folder", "root": "photos"}, {"architecture": "resnet50", "weights": "DEFAULT"}),
+        ("photos\nresnet18\nbest.pt\n", {"format": "folder"}, {"architecture": "resnet18", "weights": "best.pt"}),
+        ("rows.csv\nbody\nsomeone/classifier\n", {"format": "csv", "text_column": "body"}, {"source": "transformers", "name": "someone/classifier"}),
+        ("rows.csv\n\nmine:made\n", {"file": "rows.csv"}, {"source": "callable", "function": "mine:made"}),
+    ],
+)
+def test_without_options_it_asks(
+    answers: str, data: dict, model: dict, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from nsfcli.app import app
+
+    (tmp_path / "rows.csv").write_text("path,label,split\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nsfcli.init._is_terminal", lambda: True)
+    done = CliRunner().invoke(app, ["init"], input=answers)
+    assert done.exit_code == 0, done.output
+    written = read_yaml(tmp_path / "params.yaml")
+    assert data.items() <= written["data"].items() and model.items() <= written["model"].items()
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ([], ("no data is named", "--preset (waterbirds, celeba", "--features FILE")),

@@ -1,5 +1,6 @@
 """train and extract on real images: the same bytes each time, whatever the workers; mistakes leave nothing behind."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,6 @@ def test_a_learning_rate_that_diverges(data: dict[str, Any], tmp_path: Path) -> 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_corrupt_image(workers: int, images: Path, trained: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(images, tmp_path / "photos")
     for split in ("train", "test"):
         (tmp_path / f"photos/{split}/warm/03.png").write_bytes(b"not an image")
@@ -137,9 +136,69 @@ def test_a_corrupt_image(workers: int, images: Path, trained: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists() and leftovers(tmp_path) == []
 
 
-def test_classes_of_another_data_set(images: Path, trained: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [4, 100])
+def test_corrupt_images_are_skipped_and_counted(
+    workers: int, batch_size: int, images: Path, trained: Path, nsf: Callable[..., Done], tmp_path: Path
+) -> None:
+    """What is left is what a table without those rows would give, byte for byte but for ids and the note."""
+    shutil.copytree(images, tmp_path / "photos")
+    rows = ["path,label,split,place"]
+    for split in ("train", "val", "test"):
+        for position, path in enumerate(sorted((tmp_path / "photos" / split).rglob("*.png"))):
+            rows.append(f"{path.relative_to(tmp_path)},{path.parent.name},{split},{position % 3}")
+    broken = [row for row in rows if any(name in row for name in ("cold/00.png", "cold/03.png", "warm/04.png"))]
+    (tmp_path / "all.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "readable.csv").write_text("\n".join(row for row in rows if row not in broken) + "\n")
+    for row in broken:
+        (tmp_path / row.split(",")[0]).write_bytes(b"not an image")
+    options = {"workers": workers, "batch_size": batch_size}
+    data = {"format": "csv", "attribute_column": "place", "root": str(tmp_path)}
+    skip = {**data, "file": str(tmp_path / "all.csv"), "on_error": "skip"}
+    said = extract_to(tmp_path / "skipped", skip, trained, **options)
+    assert said["skipped"] == {"val": 3, "test": 3} and "cannot be read as an image" in said["first_skipped"]
+    extract_to(tmp_path / "clean", {**data, "file": str(tmp_path / "readable.csv")}, trained, **options)
+    for split in ("val", "test"):
+        left, clean = (artifacts.read("features", tmp_path / f"{name}/features/{split}.safetensors")
+                       for name in ("skipped", "clean"))  # fmt: skip
+        assert left.metadata.notes["skipped"] == "3"
+        torch.testing.assert_close(left["features"], clean["features"], rtol=1e-4, atol=1e-5)
+        assert torch.equal(left["labels"], clean["labels"]) and torch.equal(left["attributes"], clean["attributes"])
+        readable = [row for row in rows[1:] if f",{split}," in row and row not in broken]
+        assert [rows[1:][row] for row in left["ids"].tolist()] == readable, "ids lead back to their rows"
+    trained_on = train_on(skip, tmp_path / "model", epochs=2, workers=workers)
+    assert trained_on["skipped"] == 3
+    (tmp_path / "params.yaml").write_text(
+        f"data: {{format: csv, file: all.csv, on_error: skip}}\nextract: {{splits: [val], workers: {workers}}}\n"
+    )
+    done = nsf("extract", "--model", trained)
+    assert done.code == 0 and "Skipped 3 samples that cannot be read, the first: " in done.stderr
 
+
+def test_nothing_can_be_read(images: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "photos")
+    for path in (tmp_path / "photos/test").rglob("*.png"):
+        path.write_bytes(b"not an image")
+    data = {"format": "folder", "root": str(tmp_path / "photos"), "on_error": "skip"}
+    with pytest.raises(BadData, match=r"cannot be read as an image"):
+        extract_to(tmp_path / "out", data, trained)
+    assert not (tmp_path / "out").exists() and leftovers(tmp_path) == []
+
+
+def test_classes_in_another_order_and_other_capitals(images: Path, trained: Path, tmp_path: Path) -> None:
+    rows = [
+        "path,label,split",
+        *(f"val/{name}/{i:02}.png,{name.upper()},val" for name in ("warm", "cold") for i in range(9)),
+    ]
+    (tmp_path / "all.csv").write_text("\n".join(rows) + "\n")
+    data = {"format": "csv", "file": str(tmp_path / "all.csv"), "root": str(images), "class_names": ["WARM", "COLD"]}
+    (tmp_path / "all.csv").write_text("\n".join(rows).replace("WARM", "0").replace("COLD", "1") + "\n")
+    extract_to(tmp_path, data, trained, splits=["val"])
+    held = artifacts.read("features", tmp_path / "features/val.safetensors")
+    assert held["labels"].tolist() == [1] * 9 + [0] * 9 and held.class_names(2) == ["cold", "warm"]
+
+
+def test_classes_of_another_data_set(images: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(images / "val/warm", tmp_path / "photos/val/hot")
     shutil.copytree(images / "val/cold", tmp_path / "photos/val/cold")
     with pytest.raises(Mismatch, match=r"the val split has the classes cold, hot, and the model was trained on cold, warm"):
