@@ -44,6 +44,11 @@ def extract(
             **sections["extract"].model_dump(),
         )
     counts = ", ".join(f"{name} {count}" for name, count in summary["samples"].items())
+    if summary["classes_matched_by"] == "number":
+        settings.console.message(
+            f"The model's classes have other names than the data's; they are matched by number, and called "
+            f"{', '.join(summary['classes'][:10])} as the model does."
+        )
     skipped = sum(summary["skipped"].values())
     if skipped:
         settings.console.message(f"Skipped {skipped} samples that cannot be read, the first: {summary['first_skipped']}")

@@ -156,8 +156,9 @@ def run(
         precision: see `compute_dtype`.
 
     Returns:
-        A summary: `out`, `head`, `model` (what was taken), `kind`, `width` (d), `classes`, and per split its number of
-        samples and how many of them were skipped; `first_skipped`: what the first one met, or None.
+        A summary: `out`, `head`, `model` (what was taken), `kind`, `width` (d), `classes`, `classes_matched_by` ("number"
+        where the model's own names are others than the data's, "name" otherwise), and per split its number of samples and
+        how many of them were skipped; `first_skipped`: what the first one met, or None.
 
     Raises:
         UserError: data or model cannot be used; nothing is written.
@@ -182,7 +183,7 @@ def run(
         parameters = {"data": dict(data), "precision": str(dtype).removeprefix("torch."), "batch_size": batch_size}
         weight, bias = head_tensors(head)
         names = opened.class_names or list(first.class_names)
-        if len(names) > len(weight) or int(max(values.max() for values in labels.values())) >= len(weight):
+        if len(first.class_names) != len(weight):
             raise Mismatch(
                 f"has {len(weight)} classes, and the data {len(first.class_names)} ({', '.join(first.class_names[:10])})",
                 where=classifier.name,
@@ -225,6 +226,7 @@ def run(
         "kind": first.kind,
         "width": head.in_features,
         "classes": names,
+        "classes_matched_by": "name" if _same_names(opened, first) or not opened.class_names else "number",
         "samples": written,
         "skipped": {name: len(errors) for name, errors in skipped.items()},
         "first_skipped": str(met[0]) if met else None,
@@ -242,8 +244,8 @@ def number_as(opened: Opened, split: Split, name: str) -> "np.ndarray":
     """
     import numpy as np
 
-    ours, theirs = ([str(value).casefold() for value in values] for values in (split.class_names, opened.class_names))
-    if theirs and set(ours) == set(theirs):
+    ours, theirs = _folded(split.class_names), _folded(opened.class_names)
+    if theirs and _same_names(opened, split):
         order = np.array([theirs.index(value) for value in ours], dtype=np.int64)
         numbered: np.ndarray = order[split.labels]
         return numbered
@@ -255,6 +257,14 @@ def number_as(opened: Opened, split: Split, name: str) -> "np.ndarray":
             do="run `nsf train` on this data",
         )
     return split.labels
+
+
+def _same_names(opened: Opened, split: Split) -> bool:
+    return set(_folded(split.class_names)) == set(_folded(opened.class_names))
+
+
+def _folded(names: Sequence[str]) -> list[str]:
+    return [str(name).casefold() for name in names]
 
 
 def _train_groups(data: Mapping[str, Any]) -> dict[str, int] | None:

@@ -170,7 +170,11 @@ def test_what_is_there_is_left_alone(photos: Path, nsf: Nsf, tmp_path: Path) -> 
     [
         ("photos\n\n\n", {"format": "folder", "root": "photos"}, {"architecture": "resnet50", "weights": "DEFAULT"}),
         ("photos\nresnet18\nbest.pt\n", {"format": "folder"}, {"architecture": "resnet18", "weights": "best.pt"}),
-        ("rows.csv\nbody\nsomeone/classifier\n", {"format": "csv", "text_column": "body"}, {"source": "transformers", "name": "someone/classifier"}),
+        (
+            "rows.csv\nbody\nsomeone/classifier\n",
+            {"format": "csv", "text_column": "body"},
+            {"source": "transformers", "name": "someone/classifier"},
+        ),
         ("rows.csv\n\nmine:made\n", {"file": "rows.csv"}, {"source": "callable", "function": "mine:made"}),
     ],
 )

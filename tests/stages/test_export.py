@@ -310,6 +310,18 @@ def test_predict_texts(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
     assert_one_sentence(nsf("predict", "photo.png"), "there is no such file")
 
 
+def test_classes_of_other_names_or_another_number(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
+    data = {"format": "csv", "file": "reviews.csv", "text_column": "text"}
+    pretrained("Bert", "other", id2label={0: "toxic", 1: "fine"})
+    write_params(data=data, model={"source": "transformers", "name": "other"})
+    done = nsf("extract")
+    assert done.code == 0 and "matched by number, and called toxic, fine" in done.stderr
+    assert load_file("artifacts/features/val.safetensors")["labels"][:2].tolist() == [0, 1]
+    pretrained("Bert", "three", num_labels=3)
+    write_params(data=data, model={"source": "transformers", "name": "three"})
+    assert_one_sentence(nsf("extract"), "three: has 3 classes, and the data 2 (NEG, POS)")
+
+
 def test_what_cannot_be_exported(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
     torch.save(resnet().state_dict(), tmp_path / "best.pth")
     section = {"source": "torchvision", "architecture": "resnet18", "weights": "best.pth", "image_size": [16, 16]}
