@@ -26,7 +26,7 @@ def export(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder to write.", metavar="DIR", rich_help_panel="Files")] = EXPORT,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too (pip install 'nsf[onnx]').")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too (pip install 'nsf\\[onnx]').")] = False,
     **overrides: str | None,
 ) -> None:
     """Write the repaired model in the format that came in, with a model card.
@@ -47,6 +47,11 @@ def export(
         metrics=metrics or (METRICS if METRICS.exists() else None),
         onnx=onnx,
     )
+    if summary["other_files"]:
+        settings.console.message(
+            f"{out} also holds {', '.join(summary['other_files'])}, which this export has not written: "
+            "of another model, perhaps."
+        )
     settings.console.result(
         summary, line=f"{summary['format']}, with another {' and '.join(summary['changed'])} -> {summary['out']}"
     )

@@ -16,6 +16,7 @@ from nsfcli import params
 from nsfcli.command import HEAD, TEST, VAL, Settings
 from nsfcli.presets import PRESETS
 from stages.errors import BadParameter, CannotWrite, MissingFile
+from stages.models.checkpoints import SUFFIXES
 
 # The names of the presets; the value of --preset is checked against them by Typer.
 Preset = StrEnum("Preset", list(PRESETS))  # type: ignore[misc]
@@ -82,14 +83,15 @@ def init(
     chosen = [option for option, value in
               {"--preset": preset, "--images": images, "--csv": csv, "--features": features}.items() if value]  # fmt: skip
     if len(chosen) > 1:
-        raise BadParameter(f"{' and '.join(chosen)} exclude each other", where="nsf init", do="give one of them")
+        raise BadParameter(f"{' and '.join(chosen)} exclude each other", where="init", do="give one of them")
     if not chosen:
         if not _is_terminal():
             do = f"give --preset ({', '.join(PRESETS)}), --images DIR, --csv FILE or --features FILE"
-            raise BadParameter("no data is named", where="nsf init", do=do)
+            raise BadParameter("no data is named", where="init", do=do)
         images, csv, features = _ask_for_data()
         if csv is not None and text_column is None:
             text_column = typer.prompt("Its column with the text (empty: images)", default="", show_default=False)
+    _check_fits(ctx, preset=preset is not None, table=csv is not None, features=features is not None)
     sections: dict[str, dict[str, Any]] = {}
     if preset is not None:
         sections = {section: dict(values) for section, values in PRESETS[preset].items()}
@@ -101,14 +103,18 @@ def init(
         model = {"source": source and str(source), "architecture": architecture, "weights": weights, "name": name,
                  "function": function}  # fmt: skip
         given = {key: value for key, value in model.items() if value}
-        sections["model"] = _complete(given or (_ask_for_model() if _is_terminal() else {}))
+        sections["model"] = _complete(folder, given or (_ask_for_model() if _is_terminal() else {}))
     trains = train if train is not None else preset is not None or _is_untrained(sections.get("model", {}))
-    if trains and sections["model"]["source"] == "transformers":
+    if trains and sections.get("model", {}).get("source") == "transformers":
         sections.setdefault("train", FINE_TUNING)
     text = _params(sections, trains)
     pipeline = _pipeline(folder, sections, trains, features, test_features, head)
-    written = _write(folder, {"params.yaml": text, "dvc.yaml": pipeline}, force)
-    written += _version_control(folder)
+    texts = {"params.yaml": text, "dvc.yaml": pipeline}
+    for name in texts:
+        if (folder / name).exists() and not force:
+            raise CannotWrite("is there already", where=folder / name, do="use --force to overwrite it, or another folder")
+    made = _version_control(folder)
+    written = [*_write(folder, texts), *made]
     then = f"cd {shlex.quote(str(folder))} && " if folder != Path() else ""
     check = "" if features is not None else f"`{then}nsf doctor` checks data and model; "
     settings.console.result(
@@ -118,6 +124,23 @@ def init(
 
 
 # --------------------------------------------------------------------------------------------------- data and model
+
+COLUMNS = ("text_column", "path_column", "label_column", "split_column", "attribute_column")
+MODEL = ("source", "architecture", "weights", "name", "function")
+
+
+def _check_fits(ctx: typer.Context, *, preset: bool, table: bool, features: bool) -> None:
+    """Refuse options that say nothing about what is set up."""
+    idle = [] if features else ["test_features", "head"]
+    idle += [] if table else list(COLUMNS)
+    idle += [] if table or preset else ["root"]
+    idle += [*MODEL, "train"] if features else list(MODEL) if preset else []
+    for option in idle:
+        if ctx.params.get(option) is not None:
+            what = "--features" if features else "--preset" if preset else "--csv" if table else "--images"
+            name = "--train/--no-train" if option == "train" else f"--{option.replace('_', '-')}"
+            do = "leave it out, or edit params.yaml" if preset else "leave it out"
+            raise BadParameter(f"says nothing with {what}", where=f"option {name}", do=do)
 
 
 def _is_terminal() -> bool:
@@ -149,7 +172,8 @@ def _data(folder: Path, images: Path | None, table: Path | None, columns: Mappin
     """The data section of params.yaml."""
     path = images or table
     assert path is not None
-    if "{split}" not in str(path) and not (folder / path).exists():
+    pattern = str(path).replace("{split}", "*")
+    if not any(Path("/").glob(str((folder / pattern).absolute())[1:])):
         raise MissingFile("is not there", where=folder / path, do="name it as seen from the folder to set up")
     if images is not None:
         return {"format": "folder", "root": str(images)}
@@ -158,10 +182,13 @@ def _data(folder: Path, images: Path | None, table: Path | None, columns: Mappin
     return {"format": TABLES[path.suffix], "file": str(path), **columns}
 
 
-def _complete(model: dict[str, Any]) -> dict[str, Any]:
+def _complete(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     """The model section, its source told from what is given."""
     if "source" not in model:
         model["source"] = "transformers" if "name" in model else "callable" if "function" in model else "torchvision"
+    weights = str(model.get("weights", ""))
+    if weights.endswith(SUFFIXES) and not (folder / weights).is_file():
+        raise MissingFile("is not there", where=folder / weights, do="name it as seen from the folder to set up")
     if model["source"] in ("torchvision", "timm"):
         model.setdefault("architecture", "resnet50")
         # An ERM model to be trained starts from ImageNet.
@@ -184,7 +211,7 @@ def _params(sections: Mapping[str, Mapping[str, Any]], trains: bool) -> str:
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-    checked = params.check(sections, where="nsf init")
+    checked = params.check(sections, where="init")
     used = [name for name in params.SECTIONS if name in sections or name not in ("data", "model", "train", "extract")]
     if "data" in sections:
         used = [name for name in params.SECTIONS if name != "train" or trains]
@@ -231,7 +258,7 @@ def _pipeline(
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters["yaml"] = lambda text: text if re.fullmatch(r"[\w./-]+", text) else json.dumps(text)
+    environment.filters["yaml"] = _scalar
     own = features is not None
     data, model = sections.get("data", {}), sections.get("model", {})
     # A file per split: what stands before the placeholder is the folder to watch.
@@ -259,13 +286,19 @@ def _pipeline(
     )
 
 
-def _write(folder: Path, texts: Mapping[str, str], force: bool) -> list[str]:
+def _scalar(text: str) -> str:
+    """A string as it stands in dvc.yaml: plain where nothing in it means anything to YAML, in double quotes elsewhere."""
+    # ${...} is DVC's own templating.
+    text = text.replace("${", "\\${")
+    if re.fullmatch(r"[A-Za-z./_-][\w./ -]*(?<! )", text, flags=re.ASCII) and re.search(r"[./ ]|[a-z]{6}", text):
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _write(folder: Path, texts: Mapping[str, str]) -> list[str]:
     """Write the files, all or none; returns their names."""
     from stages.artifacts import outputs
 
-    for name in texts:
-        if (folder / name).exists() and not force:
-            raise CannotWrite("is there already", where=folder / name, do="use --force to overwrite it, or another folder")
     with outputs() as files:
         for name, text in texts.items():
             files.text(folder / name, text)
@@ -276,11 +309,23 @@ def _version_control(folder: Path) -> list[str]:
     """Set up DVC (with git or without) and have git ignore the artifacts; returns the names of the files made."""
     made: list[str] = []
     ignore = folder / ".gitignore"
-    lines = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotWrite("cannot be read as text", where=ignore, do="mend or remove it") from error
+    if (folder / ".dvc").is_file():
+        raise CannotWrite("is a file, and DVC keeps a folder of that name", where=folder / ".dvc", do="rename it")
     if "/artifacts/" not in lines:
-        ignore.write_text("\n".join([*lines, "/artifacts/"]) + "\n", encoding="utf-8")
+        from stages.artifacts import outputs
+
+        with outputs() as files:
+            files.text(ignore, "\n".join([*lines, "/artifacts/"]) + "\n")
         made.append(".gitignore")
     top = _git_top(folder)
+    if top is not None and top != folder.resolve() and _ignored(folder):
+        # DVC would refuse to keep its own files where git does not see them.
+        top = None
     above = [folder.resolve(), *folder.resolve().parents]
     inside = above[: above.index(top) + 1] if top in above else above[:1]
     if any((parent / ".dvc").is_dir() for parent in inside):
@@ -300,9 +345,15 @@ def _git_top(folder: Path) -> Path | None:
     return Path(done.stdout.strip()).resolve() if done.returncode == 0 else None
 
 
+def _ignored(folder: Path) -> bool:
+    """Whether the repository around the folder has git ignore it."""
+    done = subprocess.run(["git", "check-ignore", "--quiet", "."], cwd=folder, capture_output=True)
+    return done.returncode == 0
+
+
 def _dvc(folder: Path, *arguments: Sequence[str] | str) -> None:
     command = [sys.executable, "-m", "dvc", *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
-        text = " ".join(done.stderr.split())
+        text = " ".join((done.stderr or done.stdout).split()).removeprefix("ERROR: ")
         raise CannotWrite(f"`dvc {arguments[0]}` failed ({text})", where=folder / ".dvc", do="set DVC up by hand: dvc init")

@@ -36,7 +36,7 @@ def train(
             **sections["train"].model_dump(),
         )
     if summary["skipped"]:
-        settings.console.message(f"Left out {summary['skipped']} samples that cannot be read.")
+        settings.console.message(f"Skipped {summary['skipped']} samples that cannot be read.")
     settings.console.result(
         summary,
         line=f"trained on {summary['samples']} samples of {len(summary['classes'])} classes, "

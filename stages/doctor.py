@@ -9,7 +9,7 @@ import numpy as np
 
 from stages import models
 from stages.data import SPLITS, open_split
-from stages.errors import MissingFile, UserError
+from stages.errors import UserError
 from stages.extract import PROBE_SAMPLES, compute_dtype, encoded, first_batch, number_as
 from stages.runtime import reproducible, resolve_device
 
@@ -64,10 +64,7 @@ def run(
     if own_model is None and not Path(model).exists():
         return found
     with reproducible(seed=0):
-        try:
-            opened = models.open_trained(model, own_model)
-        except MissingFile:
-            return found
+        opened = models.open_trained(model, own_model)
         classifier = opened.classifier
         classifier.network.to(target).eval()
         encode, head, head_name = models.split(classifier, first_batch(classifier, val, PROBE_SAMPLES, target))

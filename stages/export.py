@@ -45,7 +45,8 @@ def run(
         onnx: also write model.onnx.
 
     Returns:
-        A summary: `out`, `format`, `files`, `changed` (the tensors, by the checkpoint's names).
+        A summary: `out`, `format`, `files`, `changed` (the tensors, by the checkpoint's names), `other_files` (what
+        else lies in the folder).
 
     Raises:
         Mismatch: the artifacts were made with another model.
@@ -80,7 +81,9 @@ def run(
             files.file(out / ONNX_FILE).write(_onnx(classifier, changes))
             written.append(ONNX_FILE)
         files.text(out / CARD_FILE, _card(opened, base, new, form, written, changed, metrics))
-    return {"out": str(out), "format": form, "files": [*written, CARD_FILE], "changed": changed}
+    written.append(CARD_FILE)
+    others = sorted(path.name for path in out.iterdir() if path.name not in written)
+    return {"out": str(out), "format": form, "files": written, "changed": changed, "other_files": others}
 
 
 def _write(files: Outputs, opened: Opened, changes: "Mapping[str, Tensor]", out: Path) -> tuple[str, list[str], list[str]]:

@@ -10,7 +10,7 @@ from stages import artifacts, models
 from stages.artifacts import Metadata, RowWriter
 from stages.data import Split, open_split
 from stages.errors import BadValues, Mismatch, UserError
-from stages.loading import batches, check_kind, collate, move
+from stages.loading import Samples, batches, check_kind, collate, move, unreadable
 from stages.models import Classifier, Opened
 from stages.runtime import Progress, reproducible, resolve_device, silent
 
@@ -117,16 +117,21 @@ def first_batch(model: Classifier, split: Split, size: int, device: "torch.devic
     check_kind(split, model)
     samples: list[Any] = []
     errors: list[UserError] = []
+    prepared = Samples(split, model.transform)
     for position in range(len(split)):
-        try:
-            samples.append(model.transform(split.load(position)))
-        except UserError as error:
-            errors.append(error)
+        sample = prepared[position]
+        if isinstance(sample, UserError):
+            errors.append(sample)
+        else:
+            samples.append(sample)
         if len(samples) == size:
             break
     if not samples:
-        raise errors[0]
-    return move(collate(model.collate, [(sample, 0) for sample in samples])[0], device)
+        raise unreadable("first", len(split), errors) if len(errors) > 1 else errors[0]
+    batch, _, failed = collate(model.collate, samples)
+    if failed:
+        raise failed[0]
+    return move(batch, device)
 
 
 def run(
@@ -185,7 +190,8 @@ def run(
         names = opened.class_names or list(first.class_names)
         if len(first.class_names) != len(weight):
             raise Mismatch(
-                f"has {len(weight)} classes, and the data {len(first.class_names)} ({', '.join(first.class_names[:10])})",
+                f"has {len(weight)} classes, and the data {len(first.class_names)} ({', '.join(first.class_names[:10])}; "
+                "numbers as classes start at 0)",
                 where=classifier.name,
                 do="run `nsf train` on this data, or give the data that the model is for",
             )
@@ -206,7 +212,7 @@ def run(
             )  # fmt: skip
             rows = extract(writer, features)
             if len(rows) == 0:
-                raise skipped[name][0]
+                raise unreadable(name, len(split), skipped[name])
             held = {"labels": torch.from_numpy(labels[name])[rows], "ids": torch.from_numpy(split.ids)[rows]}
             notes = {"skipped": str(len(skipped[name]))}
             if split.attributes is not None:
@@ -240,11 +246,19 @@ def number_as(opened: Opened, split: Split, name: str) -> "np.ndarray":
     their numbers.
 
     Raises:
-        Mismatch: `nsf train` made the model on classes of other names.
+        Mismatch: `nsf train` made the model on classes of other names, or some names agree and contradict the numbers.
     """
     import numpy as np
 
     ours, theirs = _folded(split.class_names), _folded(opened.class_names)
+    elsewhere = [name for index, name in enumerate(ours) if name in theirs and theirs.index(name) != index]
+    if theirs and not _same_names(opened, split) and elsewhere:
+        raise Mismatch(
+            f"the {name} split has the classes {', '.join(split.class_names)}, and the model "
+            f"{', '.join(opened.class_names)}: '{elsewhere[0]}' has another number in each",
+            where=opened.classifier.name,
+            do="give the data the model's class names, all of them",
+        )
     if theirs and _same_names(opened, split):
         order = np.array([theirs.index(value) for value in ours], dtype=np.int64)
         numbered: np.ndarray = order[split.labels]

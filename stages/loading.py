@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages.data import Split
-from stages.errors import Mismatch, UserError
+from stages.errors import BadData, BadModel, Mismatch, UserError
 from stages.models import Classifier
 
 if TYPE_CHECKING:
@@ -31,6 +31,21 @@ class Samples:
             return self.transform(self.split.load(position)), position
         except UserError as error:
             return error
+        except Exception as error:
+            # A transform of the user's own, or an image that decodes into something odd.
+            text = " ".join(str(error).split())
+            return BadData(
+                f"cannot be prepared for the model ({type(error).__name__}: {text})", where=self.split.locate(position)
+            )
+
+
+def unreadable(split: str, samples: int, errors: "list[UserError]") -> BadData:
+    """What to say where none of a split's samples can be read."""
+    return BadData(
+        f"none of the {samples} samples can be read, the first: {errors[0].what}",
+        where=f"{split} split, {errors[0].where}",
+        do="check data.root and the files",
+    )
 
 
 def collate(together: "Callable[[list[Any]], Any] | None", samples: list[Any]) -> "tuple[Any, Tensor, list[UserError]]":
@@ -40,7 +55,16 @@ def collate(together: "Callable[[list[Any]], Any] | None", samples: list[Any]) -
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     loaded = [sample for sample in samples if not isinstance(sample, UserError)]
     positions = torch.tensor([position for _, position in loaded], dtype=torch.int64)
-    batch = (together or torch.stack)([sample for sample, _ in loaded]) if loaded else None
+    try:
+        batch = (together or torch.stack)([sample for sample, _ in loaded]) if loaded else None
+    except (RuntimeError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        failed = BadModel(
+            f"the samples of a batch cannot be put together ({text})",
+            where="model",
+            do="have the transform give tensors of one size and type, or give a fourth value that collates them",
+        )
+        return None, positions[:0], [failed]
     return batch, positions, errors
 
 
@@ -87,8 +111,9 @@ def batches(
         pin_memory=device.type == "cuda",
     )
     for batch, chosen, errors in loader:
-        if errors and skipped is None:
-            raise errors[0]
+        fatal = [error for error in errors if skipped is None or isinstance(error, BadModel)]
+        if fatal:
+            raise fatal[0]
         if skipped is not None:
             skipped += errors
         if batch is not None:

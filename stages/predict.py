@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from stages import artifacts, models
-from stages.data import Split, open_image
+from stages.data import Split, open_image, read_csv
 from stages.data.folder import SUFFIXES
+from stages.data.table import read_rows_jsonl
 from stages.errors import BadData, Mismatch, MissingFile
 from stages.extract import compute_dtype, encoded, first_batch, head_tensors
 from stages.runtime import Progress, reproducible, resolve_device, silent
@@ -72,6 +73,9 @@ def run(
                 where=update,
                 do="give the model that the features were extracted from",
             )
+        recorded = new.metadata.inputs.get("head")
+        if recorded is not None and recorded != artifacts.fingerprint({"bias": bias.cpu(), "weight": weight.cpu()}):
+            raise Mismatch("was made for another model", where=update, do="run `nsf extract` and the later stages again")
         heads = {"base": (weight, bias), "nsf": (new["folded_weight"].to(target), new["folded_bias"].to(target))}
         made: dict[str, list[Any]] = {name: [] for name in heads}
         batches = encoded(
@@ -124,7 +128,7 @@ def _image_files(paths: Sequence[Path], texts: Sequence[str]) -> list[tuple[str,
         else:
             raise MissingFile("there is no such file", where=path, do="name image files, or folders of them")
     if not found:
-        raise BadData("nothing to predict", where="nsf predict", do="name image files, or folders of them")
+        raise BadData("nothing to predict", where="predict", do="name image files, or folders of them")
     return [(str(path), path) for path in found]
 
 
@@ -132,35 +136,30 @@ def _texts(
     paths: Sequence[Path], texts: Sequence[str], column: str, second: str | None
 ) -> list[tuple[str, str | tuple[str, str]]]:
     """(the text, the text or pair of texts) of everything named."""
-    import pandas
-
     found: list[tuple[str, str | tuple[str, str]]] = [(text, text) for text in texts]
     for path in paths:
+        if path.is_dir():
+            raise BadData("is a folder, and the model takes texts", where=path, do="name files of texts, or use --text")
         if not path.is_file():
             raise MissingFile("there is no such file", where=path, do="name files of texts, or use --text")
         if path.suffix not in (".csv", ".jsonl", ".txt"):
             raise BadData("is no .txt, .csv or .jsonl file, and the model takes texts", where=path)
-        try:
-            if path.suffix == ".txt":
+        if path.suffix == ".txt":
+            try:
                 lines = path.read_text(encoding="utf-8").splitlines()
-                found += [(line, line) for line in lines if line.strip()]
-                continue
-            table = (
-                pandas.read_csv(path, dtype=str, keep_default_na=False)
-                if path.suffix == ".csv"
-                else pandas.read_json(path, lines=True, dtype=False)
-            )
-        except (OSError, ValueError) as error:
-            raise BadData(f"cannot be read ({str(error).splitlines()[0]})", where=path) from error
-        for name in (column, *([second] if second else [])):
-            if name not in table.columns:
-                held = ", ".join(map(str, table.columns))
-                raise BadData(f"there is no column '{name}' (it has {held})", where=path, do="set --text-column")
-        first = [str(value) for value in table[column]]
-        pairs = zip(first, (str(value) for value in table[second]), strict=True) if second else None
+            except (OSError, ValueError) as error:
+                raise BadData(f"cannot be read as text ({str(error).splitlines()[0]})", where=path) from error
+            found += [(line, line) for line in lines if line.strip()]
+            continue
+        wanted = {column: "set --text-column", **({second: "set --second-text-column"} if second else {})}
+        table = (read_csv if path.suffix == ".csv" else read_rows_jsonl)(path, wanted)
+        for name in wanted:
+            table.refuse(table.rows[name].str.strip() == "", name, "a text")
+        first = table.rows[column].tolist()
+        pairs = zip(first, table.rows[second].tolist(), strict=True) if second else None
         found += [(" | ".join(pair), pair) for pair in pairs] if pairs else [(text, text) for text in first]
     if not found:
-        raise BadData("nothing to predict", where="nsf predict", do="name files of texts, or use --text")
+        raise BadData("nothing to predict", where="predict", do="name files of texts, or use --text")
     return found
 
 

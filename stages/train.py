@@ -8,7 +8,7 @@ from stages import artifacts, models
 from stages.artifacts import Metadata
 from stages.data import Split, open_split
 from stages.errors import BadValues, UserError
-from stages.loading import batches
+from stages.loading import batches, unreadable
 from stages.models import Classifier
 from stages.runtime import Progress, reproducible, resolve_device, silent
 
@@ -81,6 +81,8 @@ def train(
             if scheduler is not None:
                 scheduler.step()
             progress("train", step, total)
+    if skipped and not seen:
+        raise unreadable("train", len(split), skipped)
     return correct / max(seen, 1)
 
 
@@ -124,11 +126,12 @@ def run(
         except BadValues as error:
             raise BadValues("the training diverged", where=out, do="lower train.learning_rate") from error
         models.save(files, out, classifier, split.class_names, metadata)
+    # An image that cannot be read is met again in every epoch.
+    left_out = len({str(error) for error in skipped or ()})
     return {
         "out": str(out),
-        "samples": len(split),
+        "samples": len(split) - left_out,
         "classes": list(split.class_names),
         "train_accuracy": round(accuracy, 6),
-        # An image that cannot be read is met again in every epoch.
-        "skipped": len({str(error) for error in skipped or ()}),
+        "skipped": left_out,
     }

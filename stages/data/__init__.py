@@ -44,8 +44,8 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "2"),
 }
 
-# How many of a split's images are looked for when it is opened: enough to find a wrong root, and no wait for 200,000 files
-# on a network disk. A file missing further on is named when it is loaded.
+# How many of a split's images are looked for when it is opened: where none is there, the root is wrong; and no wait for
+# 200,000 files on a network disk. A single file that is missing is named, or skipped, when it is loaded.
 CHECKED = 100
 
 # The highest whole number that stands for itself as a class or attribute: beyond it, a column of ids was taken for one.
@@ -230,7 +230,7 @@ class Table:
         return found.to_numpy(dtype=object)
 
     def images(self, root: Path, names: "Series", chosen: np.ndarray, *, do: str) -> dict[str, Any]:
-        """`load` and `locate` of a Split for the images that these rows, `chosen`, name; the first of them must be there.
+        """`load` and `locate` of a Split for the images that these rows, `chosen`, name; one of the first must be there.
 
         Args:
             root: the folder that the names start from.
@@ -239,10 +239,9 @@ class Table:
             do: what would mend a root that is wrong.
         """
         files = names.iloc[chosen].tolist()
-        for row, name in zip(chosen[:CHECKED], files, strict=False):
-            if not (root / name).is_file():
-                place = place_of(self.path, self.lines, row)
-                raise BadData(f"{place} names the image {root / name}, which is not there", where=self.path, do=do)
+        if files and not any((root / name).is_file() for name in files[:CHECKED]):
+            place = place_of(self.path, self.lines, chosen[0])
+            raise BadData(f"{place} names the image {root / files[0]}, which is not there", where=self.path, do=do)
         locate = partial(_locate_image, str(root), files, self.path, self.lines, chosen)
         return {"load": partial(load_image, str(root), files), "locate": locate}
 

@@ -125,9 +125,8 @@ def _images(folder: Path, paths: list[str]) -> tuple[Path, list[str]]:
         ),
         (folder, short),
     )
-    for file in files[:CHECKED]:
-        if not (start / file).is_file():
-            raise BadData("there is no such image", where=start / file, do="set data.root to the folder with train.csv")
+    if files and not any((start / file).is_file() for file in files[:CHECKED]):
+        raise BadData("there is no such image", where=start / files[0], do="set data.root to the folder with train.csv")
     return start, files
 
 

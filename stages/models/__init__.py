@@ -223,6 +223,13 @@ def split(model: Classifier, inputs: Any) -> "tuple[Callable[[Any], Tensor], nn.
     try:
         with torch.no_grad():
             expected = logits(call(network, inputs))
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise BadModel(
+            f"fails on the first batch ({type(error).__name__}: {text})",
+            where=model.name,
+            do="check that transform, encoder and head fit each other",
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

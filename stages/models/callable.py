@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ def build(
 
     The function gives (encoder, head, transform) or (encoder, head, transform, collate): an nn.Module from a batch to
     features (b, d), an nn.Linear from (b, d) to logits (b, C), a picklable callable from a sample (an RGB PIL image, a
-    text, or a pair of texts) to a tensor, and one from a list of those to a batch (default: torch.stack). If it takes a
-    parameter `classes`, it gets the number of classes that `nsf train` needs, or None.
+    text, or a pair of texts) to a tensor, or to what the fourth takes: from a list of those to a batch, a tensor or a
+    dictionary of tensors (default: torch.stack). If it takes a parameter `classes`, it gets the number of classes that
+    `nsf train` needs, or None. Modules in half or double precision are taken in float32.
 
     Args:
         function: "module:function"; the module is found on Python's path and in the current folder.
@@ -37,18 +39,25 @@ def build(
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        made = getattr(import_module(module_name), name)
+        # What the module prints is not ours to put on stdout.
+        with redirect_stdout(sys.stderr):
+            made = getattr(import_module(module_name), name)
     except ModuleNotFoundError as error:
         missing = "there is no such module" if error.name == module_name else f"it imports '{error.name}', which is missing"
         raise BadModel(f"{missing}", where=f"model.function {function}", do="run nsf in the module's folder") from error
     except AttributeError as error:
         raise BadModel(f"the module has no function '{name}'", where=f"model.function {function}") from error
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        where = f"model.function {function}"
+        raise BadModel(f"the module cannot be imported ({type(error).__name__}: {text})", where=where) from error
     arguments = dict(options or {})
     if "classes" in inspect.signature(made).parameters:
         arguments.setdefault("classes", classes)
     try:
-        returned = made(**arguments)
-    except Exception as error:
+        with redirect_stdout(sys.stderr):
+            returned = made(**arguments)
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         raise BadModel(
             f"the function failed ({type(error).__name__}: {text})", where=f"model.function {function}"
@@ -82,9 +91,18 @@ def _classifier(
             where=where,
             do="give the function a parameter `classes`, the outputs of the head to train",
         )
-    network = nn.Sequential()
-    network.add_module("encoder", encoder)
-    network.add_module("head", head)
+
+    class Joined(nn.Module):
+        """Encoder and head as one network; a dictionary of tensors goes to the encoder by its names."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = encoder, head
+
+        def forward(self, *inputs: Any, **named: Any) -> Any:
+            return self.head(self.encoder(*inputs, **named))
+
+    network = Joined().float()
     spec = {
         "source": "callable",
         "function": function,

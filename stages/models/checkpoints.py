@@ -86,6 +86,13 @@ def _names(state: "Mapping[str, Tensor]", own: list[str], where: Path) -> dict[s
     anchors = own[:1] + own[-1:]
     prefixes = {name[: -len(anchor)] for anchor in anchors for name in held if name.endswith(anchor)} | {""}
     prefix = max(sorted(prefixes), key=lambda prefix: sum(prefix + name in held for name in own))
+    whole = sorted(other for other in prefixes if all(other + name in held for name in own if not name.endswith(COUNTER)))
+    if len(whole) > 1:
+        raise BadModel(
+            f"holds the network {len(whole)} times, behind {' and '.join(repr(other) for other in whole)}",
+            where=where,
+            do="save the one that is used alone",
+        )
     names = {name: held[prefix + name] for name in own if prefix + name in held}
     missing = [name for name in own if name not in names and not name.endswith(COUNTER)]
     extra = sorted(set(state) - set(names.values())) if prefix == "" else []

@@ -155,4 +155,4 @@ def weights_files(folder: Path) -> list[Path]:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return text.splitlines()[0].partition(". ")[0].rstrip(".") if text else type(error).__name__

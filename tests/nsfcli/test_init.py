@@ -186,6 +186,7 @@ def test_without_options_it_asks(
     from nsfcli.app import app
 
     (tmp_path / "rows.csv").write_text("path,label,split\n")
+    (tmp_path / "best.pt").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nsfcli.init._is_terminal", lambda: True)
     done = CliRunner().invoke(app, ["init"], input=answers)
@@ -201,6 +202,11 @@ def test_without_options_it_asks(
         (["--images", "a", "--csv", "b.csv"], ("--images and --csv exclude each other",)),
         (["--images", "nowhere"], ("nowhere", "is not there")),
         (["--csv", "nowhere.csv"], ("nowhere.csv", "is not there")),
+        (["--csv", "nowhere-{split}.csv"], ("nowhere-{split}.csv", "is not there")),
+        (["--images", "photos", "--weights", "nowhere.pt"], ("nowhere.pt", "is not there")),
+        (["--images", "photos", "--text-column", "x"], ("option --text-column", "says nothing with --images")),
+        (["--preset", "waterbirds", "--architecture", "vgg16"], ("option --architecture", "says nothing with --preset")),
+        (["--features", "v.safetensors", "--train"], ("option --train", "says nothing with --features")),
         (["--csv", "photos"], ("ends in none of .csv, .parquet, .jsonl", "--csv")),
         (["--features", "nowhere.safetensors"], ("nowhere.safetensors", "is not there")),
         (["--images", "photos", "--source", "timm", "--function", "a:b"], ("unknown key 'model.function'",)),
@@ -209,6 +215,43 @@ def test_without_options_it_asks(
 def test_mistakes(options: list[str], words: tuple[str, ...], photos: Path, nsf: Nsf, tmp_path: Path) -> None:
     assert_one_sentence(nsf("init", *options), *words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+@pytest.mark.parametrize("name", ["v #1", "v: 1", "\U0001f600", "a${b}", "2024", "é 'q' \"d\"", "null", "-x"])
+def test_odd_names_stand_in_dvc_yaml_as_they_are(name: str, nsf: Nsf, tmp_path: Path) -> None:
+    save_file(planted(), tmp_path / f"{name}.safetensors")
+    assert nsf("init", "--features", f"{name}.safetensors", "--quiet").code == 0
+    (tmp_path / name).mkdir()
+    stage = read_yaml(tmp_path / "dvc.yaml")["stages"]["identify"]
+    assert stage["deps"][0] == f"{name}.safetensors".replace("${", "\\${")
+    listed = run_process("dvc", "stage", "list", "--all", cwd=tmp_path, check=True)
+    assert "identify" in listed.stdout
+    assert nsf("init", "--images", f"./{name}" if name == "-x" else name, "--force", "--quiet").code == 0
+    assert isinstance(read_yaml(tmp_path / "dvc.yaml")["stages"]["train"]["deps"][0], str)
+
+
+@pytest.mark.parametrize("obstacle", ["a file .dvc", "a .gitignore of bytes", "a folder .gitignore"])
+def test_nothing_is_left_where_version_control_cannot_be_set_up(
+    obstacle: str, photos: Path, nsf: Nsf, tmp_path: Path
+) -> None:
+    if obstacle == "a file .dvc":
+        (tmp_path / ".dvc").write_text("")
+    elif obstacle == "a .gitignore of bytes":
+        (tmp_path / ".gitignore").write_bytes(b"\xff\xfe")
+    else:
+        (tmp_path / ".gitignore").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert_one_sentence(nsf("init", "--images", "photos"), obstacle.split()[-1] if ".dvc" in obstacle else ".gitignore")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_git_ignores(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text("work/\n")
+    (tmp_path / "work").mkdir()
+    shutil.move(photos, tmp_path / "work/photos")
+    assert nsf("init", "work", "--images", "photos", "--quiet").code == 0
+    assert (tmp_path / "work/.dvc").is_dir()
 
 
 def test_an_unknown_preset_is_wrong_usage(nsf: Nsf) -> None:

@@ -308,6 +308,14 @@ def test_predict_texts(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
         nsf("predict", "reviews.csv", "--text-column", "words"), "there is no column 'words'", "--text-column"
     )
     assert_one_sentence(nsf("predict", "photo.png"), "there is no such file")
+    assert_one_sentence(nsf("predict", "artifacts"), "is a folder, and the model takes texts")
+    Path("ragged.csv").write_text("text,x\ngood, with comma,1\n")
+    assert_one_sentence(nsf("predict", "ragged.csv"), "more fields than the header")
+    for value in ("null", '["a"]', '"  "'):
+        Path("odd.jsonl").write_text(f'{{"text": {value}}}\n')
+        assert_one_sentence(nsf("predict", "odd.jsonl"), "line 1, column 'text'")
+    pretrained("DistilBert", "another")
+    assert_one_sentence(nsf("predict", "--text", "a", "--model-name", "another"), "was made for another model")
 
 
 def test_classes_of_other_names_or_another_number(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
@@ -317,9 +325,12 @@ def test_classes_of_other_names_or_another_number(pretrained: Pretrained, review
     done = nsf("extract")
     assert done.code == 0 and "matched by number, and called toxic, fine" in done.stderr
     assert load_file("artifacts/features/val.safetensors")["labels"][:2].tolist() == [0, 1]
+    pretrained("Bert", "partly", id2label={0: "pos", 1: "fine"})
+    write_params(data=data, model={"source": "transformers", "name": "partly"})
+    assert_one_sentence(nsf("extract"), "'pos' has another number in each")
     pretrained("Bert", "three", num_labels=3)
     write_params(data=data, model={"source": "transformers", "name": "three"})
-    assert_one_sentence(nsf("extract"), "three: has 3 classes, and the data 2 (NEG, POS)")
+    assert_one_sentence(nsf("extract"), "three: has 3 classes, and the data 2 (NEG, POS")
 
 
 def test_what_cannot_be_exported(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
@@ -334,6 +345,10 @@ def test_what_cannot_be_exported(photos: Path, nsf: Nsf, tmp_path: Path) -> None
     assert_one_sentence(nsf("export"), "was extracted from another model", "run `nsf extract`")
     torch.save(other, tmp_path / "best.pth")
     assert_one_sentence(nsf("export", "--out", "."), "best.pth", "is an input of this command")
+    Path("artifacts/export").mkdir()
+    Path("artifacts/export/old.onnx").write_text("x")
+    assert "also holds old.onnx" in nsf("export").stderr
+    shutil.rmtree("artifacts/export")
     Path("metrics/evaluate.json").write_text("{")
     assert_one_sentence(nsf("export"), "metrics/evaluate.json", "cannot be read as metrics")
     assert not Path("artifacts/export").exists() and leftovers(tmp_path) == []

@@ -180,8 +180,14 @@ def test_nothing_can_be_read(images: Path, trained: Path, tmp_path: Path) -> Non
     for path in (tmp_path / "photos/test").rglob("*.png"):
         path.write_bytes(b"not an image")
     data = {"format": "folder", "root": str(tmp_path / "photos"), "on_error": "skip"}
-    with pytest.raises(BadData, match=r"cannot be read as an image"):
+    with pytest.raises(
+        BadData, match=r"test split, .*00\.png: none of the 10 samples can be read, the first: cannot be read"
+    ):
         extract_to(tmp_path / "out", data, trained)
+    for path in (tmp_path / "photos/train").rglob("*.png"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(BadData, match=r"train split, .*\.png: none of the 24 samples can be read"):
+        train_on(data, tmp_path / "out")
     assert not (tmp_path / "out").exists() and leftovers(tmp_path) == []
 
 

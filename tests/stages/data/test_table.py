@@ -110,14 +110,15 @@ def test_bom_spaces_in_the_header_and_windows_line_ends(tmp_path: Path) -> None:
     assert [val.load(0), val.load(1)] == ["„Größe“ — 漢字", "NA"] and val.labels.tolist() == [1, 0]
 
 
-def test_only_the_first_images_are_looked_for(table: Table) -> None:
+def test_a_missing_image_is_named_when_it_is_loaded_and_a_wrong_root_at_once(table: Table) -> None:
     path = table(*(f"{n}.png,0,val" for n in range(103)))
-    (path.parent / "102.png").unlink()
-    val = open_split("val", format="csv", file=str(path))
-    with pytest.raises(BadData, match=r"102\.png: there is no such image"):
-        val.load(102)
     (path.parent / "7.png").unlink()
-    with pytest.raises(BadData, match=r"line 9 names the image .*7\.png"):
+    val = open_split("val", format="csv", file=str(path))
+    with pytest.raises(BadData, match=r"7\.png: there is no such image"):
+        val.load(7)
+    for number in range(100):
+        (path.parent / f"{number}.png").unlink(missing_ok=True)
+    with pytest.raises(BadData, match=r"line 2 names the image .*0\.png"):
         open_split("val", format="csv", file=str(path))
 
 

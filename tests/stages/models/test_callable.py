@@ -1,12 +1,15 @@
 """Models of the user's own, by module:function."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from stages import models
 from stages.errors import BadModel
+from tests.conftest import Done
 
 MODULE = """
 import torch
@@ -21,6 +24,24 @@ def made(classes=None, width=3):
 
 def fixed():
     return nn.Identity(), nn.Linear(4, 2), prepare
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(100, 6)
+
+    def forward(self, ids, mask):
+        return (self.table(ids) * mask.unsqueeze(2)).sum(dim=1)
+
+def collate(texts):
+    lengths = [[ord(letter) % 100 for letter in text] for text in texts]
+    longest = max(map(len, lengths))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in lengths])
+    return {"ids": ids, "mask": torch.tensor([[1.0] * len(row) + [0.0] * (longest - len(row)) for row in lengths])}
+
+def words(classes=None):
+    torch.manual_seed(0)
+    return Words(), nn.Linear(6, 2), str, collate
 
 def fails():
     raise KeyError("weights")
@@ -53,6 +74,71 @@ def test_encoder_head_and_transform(module: str) -> None:
     encode, head, name = models.split(model, inputs)
     assert name == "head" and encode(inputs).shape == (6, 5)
     torch.testing.assert_close(head(encode(inputs)), model.network(inputs))
+
+
+BROKEN = """
+import numpy, sys, torch
+from torch import nn
+
+print("hello from the module")
+ENCODER = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+
+def narrow(): return ENCODER, nn.Linear(5, 2), prepare
+def raises(): return ENCODER, nn.Linear(4, 2), refuse
+def arrays(): return ENCODER, nn.Linear(4, 2), numpy.asarray
+def sizes(): return ENCODER, nn.Linear(4, 2), varied
+def halves(): return ENCODER.half(), nn.Linear(4, 2).half(), prepare
+def leaves(): sys.exit(3)
+
+def prepare(image): return torch.from_numpy(numpy.array(image)).float()
+def refuse(image): raise ValueError("cannot transform")
+def varied(image): return torch.zeros(int(numpy.asarray(image)[0, 0, 0]) % 7 + 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("narrow", ("fails on the first batch (RuntimeError",)),
+        ("raises", ("0.png", "cannot be prepared for the model (ValueError: cannot transform)")),
+        ("arrays", ("the samples of a batch cannot be put together", "fourth value")),
+        ("sizes", ("the samples of a batch cannot be put together",)),
+        ("halves", ()),
+        ("leaves", ("the function failed (SystemExit: 3)",)),
+    ],
+)
+def test_a_module_that_does_not_work(
+    function: str, words: tuple[str, ...], tmp_path: Path, nsf: Callable[..., Done]
+) -> None:
+    (tmp_path / f"broken_{function}.py").write_text(BROKEN)
+    for split in ("val", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for index in range(5):
+                Image.new("RGB", (8, 8), (index * 11, 3, 200)).save(tmp_path / "photos" / split / name / f"{index}.png")
+    (tmp_path / "params.yaml").write_text(
+        "data: {format: folder, root: photos}\nextract: {workers: 0}\n"
+        f"model: {{source: callable, function: 'broken_{function}:{function}'}}\n"
+    )
+    done = nsf("extract", "--json")
+    if not words:
+        assert done.code == 0 and done.json["width"] == 4
+        return
+    assert done.code == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("nsf: ") and all(word in sentence for word in words), sentence
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_texts_by_a_collate_of_the_users_own(module: str) -> None:
+    """A batch may be a dictionary of tensors, which goes to the encoder by names."""
+    from stages.loading import collate
+
+    model = build(f"{module}:words")
+    inputs = collate(model.collate, [(model.transform(text), 0) for text in ("a", "longer")])[0]
+    assert inputs["ids"].shape == (2, 6)
+    encode, head, _ = models.split(model, inputs)
+    torch.testing.assert_close(head(encode(inputs)), model.network(**inputs))
 
 
 def test_a_head_to_train(module: str) -> None:

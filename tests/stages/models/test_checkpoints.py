@@ -49,6 +49,13 @@ def test_another_number_of_classes_keeps_all_but_the_head(state: dict, tmp_path:
     assert torch.equal(network.body.weight, state["body.weight"])
 
 
+def test_two_copies_of_the_network(state: dict, tmp_path: Path) -> None:
+    twice = {f"{prefix}.{name}": tensor for name, tensor in state.items() for prefix in ("ema", "model")}
+    torch.save({"state_dict": twice}, tmp_path / "w.pt")
+    with pytest.raises(BadModel, match=r"holds the network 2 times, behind 'ema\.' and 'model\.'; save the one"):
+        fit(tmp_path / "w.pt")
+
+
 def test_batch_counters_may_be_missing(state: dict, tmp_path: Path) -> None:
     torch.save({name: tensor for name, tensor in state.items() if "tracked" not in name}, tmp_path / "w.pt")
     network, _ = fit(tmp_path / "w.pt")
