@@ -264,6 +264,8 @@ def test_a_long_run_shows_its_progress_and_leaves_nothing_when_stopped(
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
         stdout=subprocess.PIPE,
         stderr=stderr,
+        # Where the tests themselves run in a shell's background, an interruption is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(stderr)
     shown, stopped, deadline = "", False, time.monotonic() + 60
