@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -317,11 +317,7 @@ def _version_control(folder: Path) -> list[str]:
     if (folder / ".dvc").is_file():
         raise CannotWrite("is a file, and DVC keeps a folder of that name", where=folder / ".dvc", do="rename it")
     if "/artifacts/" not in lines:
-        from stages.artifacts import outputs
-
-        with outputs() as files:
-            files.text(ignore, "\n".join([*lines, "/artifacts/"]) + "\n")
-        made.append(".gitignore")
+        made += _write(folder, {".gitignore": "\n".join([*lines, "/artifacts/"]) + "\n"})
     top = _git_top(folder)
     if top is not None and top != folder.resolve() and _ignored(folder):
         # DVC would refuse to keep its own files where git does not see them.
@@ -351,8 +347,8 @@ def _ignored(folder: Path) -> bool:
     return done.returncode == 0
 
 
-def _dvc(folder: Path, *arguments: Sequence[str] | str) -> None:
-    command = [sys.executable, "-m", "dvc", *map(str, arguments)]
+def _dvc(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "dvc", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         text = " ".join((done.stderr or done.stdout).split()).removeprefix("ERROR: ")

@@ -31,15 +31,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-OnError = Literal["stop", "skip"]
-ON_ERROR = "A sample that cannot be read: stop, or skip and count it."
+FORMAT = "How the data is laid out."
+
+# Parameters that several formats have.
+Root = Annotated[str, Field(description="The folder with the data.")]
+TextColumn = Annotated[str | None, Field(description="Column with the text, where the data is texts.")]
+SecondTextColumn = Annotated[str | None, Field(description="Column with the second text, where it is pairs.")]
+LabelColumn = Annotated[str, Field(description="Column with the class.")]
+AttributeColumn = Annotated[
+    str | list[str] | None, Field(description="Column with the attribute, or several; read by evaluate alone.")
+]
+ClassNames = Annotated[list[str] | None, Field(description="Names of classes 0, 1, ...")]
+AttributeNames = Annotated[list[str] | None, Field(description="Names of attributes 0, 1, ...")]
+DropEmpty = Annotated[bool, Field(description="Leave out samples whose text is empty.")]
+OnError = Annotated[Literal["stop", "skip"], Field(description="A sample that cannot be read: stop, or skip and count it.")]
 
 
 class DominoesData(Section):
     """The embedded demo, or any pairing of digits and items from the full MNIST and Fashion-MNIST."""
 
-    format: Literal["dominoes"] = Field(description="How the data is laid out.")
-    root: str = Field("data/dominoes", description="The folder with the data.")
+    format: Literal["dominoes"] = Field(description=FORMAT)
+    root: Root = "data/dominoes"
     items: list[str] = Field(["coat", "dress"], min_length=2, description="Fashion-MNIST classes, the labels.")
     digits: list[Annotated[int, Field(ge=0, le=9)]] = Field(
         [0, 1], min_length=2, description="MNIST digits, the attributes; the i-th agrees with the i-th item."
@@ -56,85 +68,81 @@ class DominoesData(Section):
 class FolderData(Section):
     """A tree of images, root/split/class/image."""
 
-    format: Literal["folder"] = Field(description="How the data is laid out.")
-    root: str = Field(description="The folder with the data.")
-    on_error: OnError = Field("stop", description=ON_ERROR)
+    format: Literal["folder"] = Field(description=FORMAT)
+    root: Root
+    on_error: OnError = "stop"
 
 
 class TableData(Section):
     """A table with a row per sample."""
 
-    format: str = Field(description="How the data is laid out.")
+    format: str = Field(description=FORMAT)
     file: str = Field(description="The table; with {split} in its name, one per split.")
     root: str | None = Field(None, description="The folder that images' paths start from; null is the table's own.")
     path_column: str = Field("path", description="Column with the image's path.")
-    text_column: str | None = Field(None, description="Column with the text, where the data is texts.")
-    second_text_column: str | None = Field(None, description="Column with the second text, where it is pairs.")
-    label_column: str = Field("label", description="Column with the class.")
+    text_column: TextColumn = None
+    second_text_column: SecondTextColumn = None
+    label_column: LabelColumn = "label"
     split_column: str = Field("split", description="Column with the split: train, val, test or 0, 1, 2.")
-    attribute_column: str | list[str] | None = Field(
-        None, description="Column with the attribute, or several; read by evaluate alone."
-    )
-    class_names: list[str] | None = Field(None, description="Names of classes 0, 1, ...")
-    attribute_names: list[str] | None = Field(None, description="Names of attributes 0, 1, ...")
-    drop_empty: bool = Field(False, description="Leave out samples whose text is empty.")
-    on_error: OnError = Field("stop", description=ON_ERROR)
+    attribute_column: AttributeColumn = None
+    class_names: ClassNames = None
+    attribute_names: AttributeNames = None
+    drop_empty: DropEmpty = False
+    on_error: OnError = "stop"
 
 
 class CsvData(TableData):
     """A CSV file with a row per image or text."""
 
-    format: Literal["csv"] = Field(description="How the data is laid out.")
+    format: Literal["csv"] = Field(description=FORMAT)
 
 
 class ParquetData(TableData):
     """A Parquet file with a row per image or text."""
 
-    format: Literal["parquet"] = Field(description="How the data is laid out.")
+    format: Literal["parquet"] = Field(description=FORMAT)
 
 
 class JsonlData(TableData):
     """A JSON lines file with an object per image or text."""
 
-    format: Literal["jsonl"] = Field(description="How the data is laid out.")
+    format: Literal["jsonl"] = Field(description=FORMAT)
 
 
 class HuggingFaceData(Section):
     """A DatasetDict of Hugging Face datasets, saved to disk."""
 
-    format: Literal["huggingface"] = Field(description="How the data is laid out.")
-    root: str = Field(description="The folder with the data.")
+    format: Literal["huggingface"] = Field(description=FORMAT)
+    root: Root
     image_column: str = Field("image", description="Column with the image.")
-    text_column: str | None = Field(None, description="Column with the text, where the data is texts.")
-    second_text_column: str | None = Field(None, description="Column with the second text, where it is pairs.")
-    label_column: str = Field("label", description="Column with the class.")
-    attribute_column: str | list[str] | None = Field(
-        None, description="Column with the attribute, or several; read by evaluate alone."
-    )
-    class_names: list[str] | None = Field(None, description="Names of classes 0, 1, ...")
-    attribute_names: list[str] | None = Field(None, description="Names of attributes 0, 1, ...")
-    drop_empty: bool = Field(False, description="Leave out samples whose text is empty.")
-    on_error: OnError = Field("stop", description=ON_ERROR)
+    text_column: TextColumn = None
+    second_text_column: SecondTextColumn = None
+    label_column: LabelColumn = "label"
+    attribute_column: AttributeColumn = None
+    class_names: ClassNames = None
+    attribute_names: AttributeNames = None
+    drop_empty: DropEmpty = False
+    on_error: OnError = "stop"
 
 
 class BenchmarkData(Section):
     """A benchmark in the layout of its owners."""
 
-    format: str = Field(description="How the data is laid out.")
-    root: str = Field(description="The folder with the data.")
-    on_error: OnError = Field("stop", description=ON_ERROR)
+    format: str = Field(description=FORMAT)
+    root: Root
+    on_error: OnError = "stop"
 
 
 class WaterbirdsData(BenchmarkData):
     """Waterbirds: birds on land or water."""
 
-    format: Literal["waterbirds"] = Field(description="How the data is laid out.")
+    format: Literal["waterbirds"] = Field(description=FORMAT)
 
 
 class CelebAData(BenchmarkData):
     """CelebA: faces, by default hair colour against gender."""
 
-    format: Literal["celeba"] = Field(description="How the data is laid out.")
+    format: Literal["celeba"] = Field(description=FORMAT)
     target: str = Field("Blond_Hair", description="CelebA's attribute that is the class.")
     attribute: str = Field("Male", description="CelebA's attribute that is the spurious one.")
 
@@ -142,20 +150,20 @@ class CelebAData(BenchmarkData):
 class MultiNLIData(BenchmarkData):
     """MultiNLI: inference against negation."""
 
-    format: Literal["multinli"] = Field(description="How the data is laid out.")
+    format: Literal["multinli"] = Field(description=FORMAT)
 
 
 class CivilCommentsData(BenchmarkData):
     """CivilComments: toxicity against mentions of identities."""
 
-    format: Literal["civilcomments"] = Field(description="How the data is laid out.")
+    format: Literal["civilcomments"] = Field(description=FORMAT)
     identities: Literal["any"] | list[str] = Field("any", description="Identities of which any is the attribute.")
 
 
 class CheXpertData(BenchmarkData):
     """CheXpert: no finding against sex and race."""
 
-    format: Literal["chexpert"] = Field(description="How the data is laid out.")
+    format: Literal["chexpert"] = Field(description=FORMAT)
 
 
 SOURCE = "Where the classifier comes from."

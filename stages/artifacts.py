@@ -242,7 +242,7 @@ def fingerprint(tensors: "Mapping[str, Tensor]") -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
-        digest.update(_bytes(tensors[name]))
+        digest.update(tensor_bytes(tensors[name]))
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -423,7 +423,7 @@ def check_computed(out: Path, tensors: Mapping[str, "Tensor"], *, do: str) -> No
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def _bytes(tensor: "Tensor") -> memoryview:
+def tensor_bytes(tensor: "Tensor") -> memoryview:
     """A contiguous CPU tensor's memory, of any type (bfloat16, which numpy has not, included)."""
     import torch
 
@@ -431,7 +431,8 @@ def _bytes(tensor: "Tensor") -> memoryview:
     return memoryview(array)
 
 
-def _type_names() -> dict[Any, str]:
+def type_names() -> dict[Any, str]:
+    """What safetensors calls torch's types."""
     import torch
 
     return {
@@ -450,7 +451,7 @@ class Layout:
     """
 
     def __init__(self, tensors: Mapping[str, tuple[Any, tuple[int, ...]]], metadata: Mapping[str, str]):
-        names = _type_names()
+        names = type_names()
         header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
         self.offsets: dict[str, int] = {}
         end = 0
@@ -485,7 +486,7 @@ class RowWriter:
 
     def rows(self, features: "Tensor") -> None:
         """Append rows of `features`, (b, d) float32 on any device."""
-        self._file.write(_bytes(features.cpu()))
+        self._file.write(tensor_bytes(features.cpu()))
         self._written += features.shape[0]
 
     def finish(self, columns: Mapping[str, "Tensor"], notes: Mapping[str, str] | None = None) -> None:
@@ -499,7 +500,7 @@ class RowWriter:
         self._file.write(layout.header)
         for name, tensor in columns.items():
             self._file.seek(layout.position(name))
-            self._file.write(_bytes(tensor))
+            self._file.write(tensor_bytes(tensor))
 
     def _move(self, source: int, target: int, size: int) -> None:
         """Shift the features within the file: samples that were skipped, or notes, change what stands before them."""
@@ -572,7 +573,7 @@ class Outputs:
         file = self.file(path)
         file.write(layout.header)
         for name in layout.offsets:
-            file.write(_bytes(on_cpu[name]))
+            file.write(tensor_bytes(on_cpu[name]))
 
     def features(self, path: Path, samples: int, width: int, columns: Sequence[str], metadata: Metadata) -> RowWriter:
         """A features artifact of at most `samples` rows, to be written one by one; `columns`: its (n,) int64 tensors."""

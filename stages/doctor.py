@@ -10,7 +10,8 @@ import numpy as np
 from stages import models
 from stages.data import SPLITS, open_split
 from stages.errors import UserError
-from stages.extract import PROBE_SAMPLES, compute_dtype, encoded, first_batch, number_as
+from stages.extract import compute_dtype, cut, encoded, head_tensors, number_as
+from stages.passes import predict
 from stages.runtime import reproducible, resolve_device
 
 # Samples that are tried: spread over the split, so that every class is among them.
@@ -44,15 +45,13 @@ def run(
 
     target = resolve_device(device)
     dtype = compute_dtype(precision, target)
+    val = open_split("val", **data)
     splits: dict[str, Any] = {}
     for name in SPLITS:
         try:
-            splits[name] = open_split(name, **data).counts()
+            splits[name] = (val if name == "val" else open_split(name, **data)).counts()
         except UserError as error:
-            if name == "val":
-                raise
             splits[name] = {"error": str(error)}
-    val = open_split("val", **data)
     found: dict[str, Any] = {
         "splits": splits,
         "kind": val.kind,
@@ -63,11 +62,10 @@ def run(
     }
     if own_model is None and not Path(model).exists():
         return found
+    opened = models.open_trained(model, own_model)
+    classifier = opened.classifier
     with reproducible(seed=0):
-        opened = models.open_trained(model, own_model)
-        classifier = opened.classifier
-        classifier.network.to(target).eval()
-        encode, head, head_name = models.split(classifier, first_batch(classifier, val, PROBE_SAMPLES, target))
+        encode, head, head_name = cut(classifier, val, target)
         chosen = np.unique(np.linspace(0, len(val) - 1, min(TRIED, len(val))).astype(np.int64))
         labels = number_as(opened, val, "val")
         started = time.monotonic()
@@ -78,9 +76,8 @@ def run(
             batch_size=batch_size, workers=0, device=target, dtype=dtype, what="doctor", order=order, skipped=[],
         )  # fmt: skip
         for features, positions in batches:
-            logits = models.logits(head(features))
-            predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
-            right += int((predicted.cpu().numpy() == labels[positions.numpy()]).sum())
+            predicted = predict(features, *head_tensors(head)).cpu().numpy()
+            right += int((predicted == labels[positions.numpy()]).sum())
             seen += len(positions)
         rate = seen / max(time.monotonic() - started, 1e-9)
     samples = sum(splits[name].get("samples", 0) for name in ("val", "test"))

@@ -10,7 +10,6 @@ from stages.artifacts import Artifact, Metadata, Outputs
 from stages.errors import BadModel, Mismatch, MissingFile, WrongArtifact
 from stages.loading import collate
 from stages.models import Classifier, Opened, checkpoints
-from stages.runtime import reproducible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +55,7 @@ def run(
     artifacts.agree("d", base, new)
     artifacts.agree("C", base, new)
     artifacts.check_lineage(new, head=base)
-    with reproducible(seed=0):
-        opened = models.open_trained(model, own_model)
+    opened = models.open_trained(model, own_model)
     classifier = opened.classifier
     recorded = base.metadata.inputs.get("model")
     if recorded is not None and recorded != opened.fingerprint:
@@ -99,13 +97,10 @@ def _write(files: Outputs, opened: Opened, changes: "Mapping[str, Tensor]", out:
     if checkpoint.path.is_file():
         files.inputs(checkpoint.path)
         checkpoints.patch(checkpoint.path, files.file(out / checkpoint.path.name), named)
-        written = [checkpoint.path.name]
-        if classifier.assets:
-            for name, content in classifier.assets.items():
-                files.file(out / name).write(content)
-            written += sorted(classifier.assets)
-            return "a transformers folder", written, sorted(named)
-        return f"a state dict ({checkpoint.path.suffix})", written, sorted(named)
+        for name, content in classifier.assets.items():
+            files.file(out / name).write(content)
+        form = "a transformers folder" if classifier.assets else f"a state dict ({checkpoint.path.suffix})"
+        return form, [checkpoint.path.name, *sorted(classifier.assets)], sorted(named)
     return "a transformers folder", _transformers_folder(files, checkpoint.path, named, out), sorted(named)
 
 

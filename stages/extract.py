@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +108,14 @@ def head_tensors(head: "nn.Linear") -> "tuple[torch.Tensor, torch.Tensor]":
     return models.two_classes(weight, bias) if len(weight) == 1 else (weight, bias)
 
 
-def first_batch(model: Classifier, split: Split, size: int, device: "torch.device") -> Any:
-    """The first samples that can be loaded, as the network takes them.
+def cut(model: Classifier, split: Split, device: "torch.device") -> "tuple[Callable[[Any], torch.Tensor], nn.Linear, str]":
+    """`models.split` on `device`, checked on the split's first samples: (encoder, head, the head's module name)."""
+    model.network.to(device)
+    return models.split(model, _first_batch(model, split, device))
+
+
+def _first_batch(model: Classifier, split: Split, device: "torch.device") -> Any:
+    """The first samples that can be loaded, PROBE_SAMPLES at most, as the network takes them.
 
     Raises:
         BadData: none of the split's samples can be loaded.
@@ -124,7 +131,7 @@ def first_batch(model: Classifier, split: Split, size: int, device: "torch.devic
             errors.append(sample)
         else:
             samples.append(sample)
-        if len(samples) == size:
+        if len(samples) == PROBE_SAMPLES:
             break
     if not samples:
         raise unreadable("first", len(split), errors) if len(errors) > 1 else errors[0]
@@ -172,19 +179,16 @@ def run(
 
     target = resolve_device(device)
     dtype = compute_dtype(precision, target)
-    with reproducible(seed=0):
-        opened = models.open_trained(model, own_model)
+    opened = models.open_trained(model, own_model)
     classifier = opened.classifier
-    classifier.network.to(target).eval()
     readers = {name: open_split(name, **data) for name in splits}
     labels = {name: number_as(opened, split, name) for name, split in readers.items()}
-    train_groups = _train_groups(data)
     skip = data.get("on_error") == "skip"
     skipped: dict[str, list[UserError]] = {name: [] for name in splits}
     written: dict[str, int] = {}
     with artifacts.outputs() as files, reproducible(seed=0):
         first = next(iter(readers.values()))
-        encode, head, head_name = models.split(classifier, first_batch(classifier, first, PROBE_SAMPLES, target))
+        encode, head, head_name = cut(classifier, first, target)
         parameters = {"data": dict(data), "precision": str(dtype).removeprefix("torch."), "batch_size": batch_size}
         weight, bias = head_tensors(head)
         names = opened.class_names or list(first.class_names)
@@ -195,14 +199,19 @@ def run(
                 where=classifier.name,
                 do="run `nsf train` on this data, or give the data that the model is for",
             )
+        # Group labels: they go to the test features alone, which nothing but evaluate reads.
+        train_groups = _train_groups(data, opened, names) if "test" in readers else None
         for name, split in readers.items():
+            notes = {"ids": split.ids_are, "skipped": "0"}
+            if name == "test" and train_groups:
+                notes["train_groups"] = json.dumps(train_groups)
             columns = ["labels", "ids", *(["attributes"] if split.attributes is not None else [])]
             metadata = Metadata(
                 parameters={**parameters, "split": name},
                 inputs={"model": opened.fingerprint},
                 class_names=names,
                 attribute_names=split.attribute_names,
-                notes={"ids": split.ids_are},
+                notes=notes,
             )
             writer = files.features(Path(out) / f"{name}.safetensors", len(split), head.in_features, columns, metadata)
             features = encoded(
@@ -214,12 +223,9 @@ def run(
             if len(rows) == 0:
                 raise unreadable(name, len(split), skipped[name])
             held = {"labels": torch.from_numpy(labels[name])[rows], "ids": torch.from_numpy(split.ids)[rows]}
-            notes = {"skipped": str(len(skipped[name]))}
             if split.attributes is not None:
                 held["attributes"] = torch.from_numpy(split.attributes)[rows]
-            if name == "test" and train_groups:
-                notes["train_groups"] = json.dumps(train_groups)
-            writer.finish(held, notes)
+            writer.finish(held, {"skipped": str(len(skipped[name]))})
             written[name] = len(rows)
         notes = {"model": classifier.name, "head": head_name, "single_output": str(head.out_features == 1).lower()}
         metadata = Metadata(inputs={"model": opened.fingerprint}, class_names=names, notes=notes)
@@ -250,16 +256,17 @@ def number_as(opened: Opened, split: Split, name: str) -> "np.ndarray":
     """
     import numpy as np
 
+    same = _same_names(opened, split)
     ours, theirs = _folded(split.class_names), _folded(opened.class_names)
     elsewhere = [name for index, name in enumerate(ours) if name in theirs and theirs.index(name) != index]
-    if theirs and not _same_names(opened, split) and elsewhere:
+    if elsewhere and not same:
         raise Mismatch(
             f"the {name} split has the classes {', '.join(split.class_names)}, and the model "
             f"{', '.join(opened.class_names)}: '{elsewhere[0]}' has another number in each",
             where=opened.classifier.name,
             do="give the data the model's class names, all of them",
         )
-    if theirs and _same_names(opened, split):
+    if theirs and same:
         order = np.array([theirs.index(value) for value in ours], dtype=np.int64)
         numbered: np.ndarray = order[split.labels]
         return numbered
@@ -281,12 +288,14 @@ def _folded(names: Sequence[str]) -> list[str]:
     return [str(name).casefold() for name in names]
 
 
-def _train_groups(data: Mapping[str, Any]) -> dict[str, int] | None:
-    """The training split's group sizes, for evaluate's adjusted mean; None where they cannot be known.
+def _train_groups(data: Mapping[str, Any], opened: Opened, names: Sequence[str]) -> dict[str, int] | None:
+    """The training split's group sizes, for evaluate's adjusted mean, classes named as in the features files.
 
-    They are group labels, so they go to the test features alone, which nothing but evaluate reads.
+    None where they cannot be known.
     """
     try:
-        return dict(open_split("train", **data).counts()["groups"]) or None
+        split = open_split("train", **data)
+        numbered = replace(split, labels=number_as(opened, split, "train"), class_names=names)
     except UserError:
         return None
+    return dict(numbered.counts()["groups"]) or None

@@ -33,9 +33,8 @@ class Samples:
             return error
         except Exception as error:
             # A transform of the user's own, or an image that decodes into something odd.
-            text = " ".join(str(error).split())
             return BadData(
-                f"cannot be prepared for the model ({type(error).__name__}: {text})", where=self.split.locate(position)
+                f"cannot be prepared for the model ({type(error).__name__}: {error})", where=self.split.locate(position)
             )
 
 
@@ -58,9 +57,8 @@ def collate(together: "Callable[[list[Any]], Any] | None", samples: list[Any]) -
     try:
         batch = (together or torch.stack)([sample for sample, _ in loaded]) if loaded else None
     except (RuntimeError, TypeError, ValueError) as error:
-        text = " ".join(str(error).split())
         failed = BadModel(
-            f"the samples of a batch cannot be put together ({text})",
+            f"the samples of a batch cannot be put together ({error})",
             where="model",
             do="have the transform give tensors of one size and type, or give a fourth value that collates them",
         )

@@ -14,7 +14,7 @@ from stages.data import Split, open_image, read_csv
 from stages.data.folder import SUFFIXES
 from stages.data.table import read_rows_jsonl
 from stages.errors import BadData, Mismatch, MissingFile
-from stages.extract import compute_dtype, encoded, first_batch, head_tensors
+from stages.extract import compute_dtype, cut, encoded, head_tensors
 from stages.runtime import Progress, reproducible, resolve_device, silent
 
 
@@ -56,16 +56,13 @@ def run(
 
     target = resolve_device(device)
     new = artifacts.read("update", update)
-    with reproducible(seed=0):
-        opened = models.open_trained(model, own_model)
-    classifier = opened.classifier
-    classifier.network.to(target).eval()
+    classifier = models.open_trained(model, own_model).classifier
     is_text = classifier.kind == "text" or (classifier.kind == "any" and not _images(paths))
     found = _texts(paths, texts, text_column, second_text_column) if is_text else _image_files(paths, texts)
     names = new.class_names(len(new["folded_weight"]))
     split = _unlabelled(found, names, kind="text" if is_text else "image")
     with reproducible(seed=0):
-        encode, head, _ = models.split(classifier, first_batch(classifier, split, 8, target))
+        encode, head, _ = cut(classifier, split, target)
         weight, bias = head_tensors(head)
         if weight.shape != new["folded_weight"].shape:
             raise Mismatch(

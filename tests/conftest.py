@@ -13,7 +13,9 @@ import pytest
 # One thread per process: tests run side by side, and torch processes that share cores slow each other down ten times.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -73,6 +75,27 @@ def planted(samples: int = 200, width: int = 8, seed: int = 0) -> dict[str, torc
     features[:, : width // 2] += 3.0 * (2 * attributes - 1).unsqueeze(1)
     features[:, width // 2 :] += 1.5 * (2 * labels - 1).unsqueeze(1)
     return {"features": features, "labels": labels, "attributes": attributes}
+
+
+def photos(
+    root: Path, counts: dict[str, int], *, size: int = 32, noise: int = 200, lift: int = 50, suffix: str = "png"
+) -> Path:
+    """Write a tree of noisy images of two classes, root/split/{cold,warm}/00.png: cold ones are bluer, warm ones redder.
+
+    Args:
+        counts: split -> images of each class.
+        size: edge in pixels.
+        noise, lift: the noise's highest value, and what is added to the class's color.
+    """
+    random = np.random.RandomState(0)
+    for split, count in counts.items():
+        for label, name in enumerate(("cold", "warm")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.randint(0, noise, (size, size, 3), dtype=np.uint8)
+                pixels[..., 0 if label else 2] += lift
+                Image.fromarray(pixels).save(root / split / name / f"{index:02}.{suffix}")
+    return root
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from nsfcli import params
 from nsfcli.presets import PRESETS
 from stages import models
 from stages.runtime import reproducible
-from tests.conftest import REPOSITORY, planted, run_process
+from tests.conftest import REPOSITORY, photos, planted, run_process
 from tests.stages.models.conftest import TEXT_WORDS, Pretrained, pretrained
 
 __all__ = ["pretrained"]
@@ -38,17 +38,6 @@ def run_block(text: str, folder: Path) -> str:
     return done.stdout
 
 
-def photos(folder: Path) -> None:
-    random = np.random.RandomState(0)
-    for split in ("val", "test"):
-        for label, name in enumerate(("cold", "warm")):
-            (folder / "photos" / split / name).mkdir(parents=True)
-            for index in range(20):
-                pixels = random.randint(0, 200, (32, 32, 3), dtype=np.uint8)
-                pixels[..., 0 if label else 2] += 40
-                Image.fromarray(pixels).save(folder / "photos" / split / name / f"{index}.jpg")
-
-
 def resnet(architecture: str, classes: int) -> dict[str, torch.Tensor]:
     with reproducible(seed=0):
         return models.build(source="torchvision", architecture=architecture, classes=classes).network.state_dict()
@@ -56,7 +45,7 @@ def resnet(architecture: str, classes: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_own_model_images(tmp_path: Path) -> None:
-    photos(tmp_path)
+    photos(tmp_path / "photos", {"val": 20, "test": 20}, lift=40, suffix="jpg")
     torch.save(resnet("resnet18", 2), tmp_path / "best.pt")
     said = run_block(blocks("own-model", "sh")[0], tmp_path)
     assert "right on" in said and "accuracy" in said and "predictions changed" in said
@@ -86,7 +75,7 @@ def test_own_model_function(tmp_path: Path) -> None:
     encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 16))
     head = torch.nn.Linear(16, 2)
     torch.save({"encoder": encoder.state_dict(), "head": head.state_dict()}, tmp_path / "mine.pt")
-    photos(tmp_path)
+    photos(tmp_path / "photos", {"val": 20, "test": 20}, lift=40, suffix="jpg")
     [section] = [text for text in blocks("own-model", "yaml") if "callable" in text]
     (tmp_path / "params.yaml").write_text(f"data: {{format: folder, root: photos}}\n{section}")
     assert "features of width 16" in run_process("nsf", "doctor", cwd=tmp_path, check=True).stdout

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stages import artifacts
 from stages.artifacts import Metadata, Outputs
 from stages.errors import BadModel, MissingFile
+from stages.runtime import reproducible
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -139,9 +140,11 @@ def open_trained(folder: Path, section: Mapping[str, Any] | None) -> Opened:
         MissingFile: neither is there.
         UserError: as `load` and `build`.
     """
-    if section is None or folder.exists():
-        return load(folder)
-    model = build(**section, classes=None)
+    # Where weights are filled in at random first, the same ones each time.
+    with reproducible(seed=0):
+        if section is None or folder.exists():
+            return load(folder)
+        model = build(**section, classes=None)
     if not model.trained:
         raise MissingFile(
             "there is no such model, and the model of params.yaml has no trained head of its own",

@@ -48,9 +48,8 @@ def build(
     except AttributeError as error:
         raise BadModel(f"the module has no function '{name}'", where=f"model.function {function}") from error
     except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
         where = f"model.function {function}"
-        raise BadModel(f"the module cannot be imported ({type(error).__name__}: {text})", where=where) from error
+        raise BadModel(f"the module cannot be imported ({type(error).__name__}: {error})", where=where) from error
     arguments = dict(options or {})
     if "classes" in inspect.signature(made).parameters:
         arguments.setdefault("classes", classes)
@@ -58,9 +57,8 @@ def build(
         with redirect_stdout(sys.stderr):
             returned = made(**arguments)
     except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
         raise BadModel(
-            f"the function failed ({type(error).__name__}: {text})", where=f"model.function {function}"
+            f"the function failed ({type(error).__name__}: {error})", where=f"model.function {function}"
         ) from error
     return _classifier(returned, function, classes, options, checkpoint)
 

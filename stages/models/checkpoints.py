@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from stages.artifacts import COPY_BYTES, tensor_bytes, type_names
 from stages.errors import BadModel, MissingFile
 from stages.models import find_head, load_state
 
@@ -67,13 +68,13 @@ def fit(
         shell = make(2)
     own = shell.state_dict()
     names = _names(state, list(own), where)
-    head = f"{find_head(shell, name)}.weight"
-    trained_for = state[names[head]].shape[0]
+    head = find_head(shell, name)
+    trained_for = state[names[f"{head}.weight"]].shape[0]
     network = make(classes or trained_for)
     counters = {name: tensor for name, tensor in network.state_dict().items() if name.endswith(COUNTER)}
     fitted = {**counters, **{ours: state[theirs] for ours, theirs in names.items()}}
     if classes not in (None, trained_for):
-        fitted.update({ours: t for ours, t in network.state_dict().items() if ours.rpartition(".")[0] == head[:-7]})
+        fitted.update({ours: t for ours, t in network.state_dict().items() if ours.rpartition(".")[0] == head})
     load_state(network, fitted, where)
     return network, names
 
@@ -133,23 +134,19 @@ def patch(source: Path, target: IO[bytes], changes: "Mapping[str, Tensor]") -> N
 def _patch_safetensors(source: Path, target: IO[bytes], changes: "Mapping[str, Tensor]") -> None:
     import shutil
 
-    import torch
-
-    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    types = {name: dtype for dtype, name in type_names().items() if dtype.is_floating_point}
     with source.open("rb") as file:
         start = 8 + struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(start - 8))
         file.seek(0)
-        shutil.copyfileobj(file, target, 1 << 24)
+        shutil.copyfileobj(file, target, COPY_BYTES)
     for name, tensor in changes.items():
         entry = header.get(name)
         _fits(name, tuple(entry["shape"]) if entry else None, tensor, source)
-        if entry["dtype"] not in names:
+        if entry["dtype"] not in types:
             raise BadModel(f"'{name}' is of type {entry['dtype']}, which holds no new weights", where=source)
-        values = tensor.detach().cpu().to(names[entry["dtype"]]).contiguous()
-        raw: Any = values.reshape(-1).view(torch.uint8).numpy()
         target.seek(start + entry["data_offsets"][0])
-        target.write(raw.tobytes())
+        target.write(tensor_bytes(tensor.cpu().to(types[entry["dtype"]])))
     target.seek(0, 2)
 
 

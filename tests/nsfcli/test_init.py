@@ -6,10 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +15,7 @@ from nsfcli import params
 from nsfcli.presets import PRESETS
 from stages import models
 from stages.runtime import reproducible
-from tests.conftest import Done, assert_one_sentence, planted, run_process
+from tests.conftest import Done, assert_one_sentence, photos, planted, run_process
 
 Nsf = Callable[..., Done]
 
@@ -35,19 +33,10 @@ def read_yaml(path: Path) -> dict:
     return YAML(typ="safe").load(path)
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
+@pytest.fixture(name="photos")
+def some_photos(tmp_path: Path) -> Path:
     """Ten noisy images of each of two classes in each split."""
-    random = np.random.RandomState(0)
-    for split in ("train", "val", "test"):
-        for label, name in enumerate(("cold", "warm")):
-            folder = tmp_path / "photos" / split / name
-            folder.mkdir(parents=True)
-            for index in range(10):
-                pixels = random.randint(0, 200, (32, 32, 3), dtype=np.uint8)
-                pixels[..., 0 if label else 2] += 50
-                Image.fromarray(pixels).save(folder / f"{index}.png")
-    return tmp_path / "photos"
+    return photos(tmp_path / "photos", {"train": 10, "val": 10, "test": 10})
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -318,6 +318,24 @@ def test_predict_texts(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
     assert_one_sentence(nsf("predict", "--text", "a", "--model-name", "another"), "was made for another model")
 
 
+def test_the_adjusted_mean_where_the_model_names_its_classes_in_another_way(
+    pretrained: Pretrained, reviews: Path, nsf: Nsf
+) -> None:
+    """The training groups are counted under the model's names, which the accuracies go by."""
+    pretrained("Bert", "classifier", id2label={0: "pos", 1: "neg"})
+    train = [f"a film,the film,NEG,train,{source}" for source in ("press", "press", "press", "film")]
+    train += [f"a film,the film,POS,train,{source}" for source in ("film", "film", "press")]
+    reviews.write_text(reviews.read_text() + "\n".join(train) + "\n")
+    data = {"format": "csv", "file": "reviews.csv", "text_column": "text", "attribute_column": "source"}
+    write_params(data=data, model={"source": "transformers", "name": "classifier"})
+    repair(nsf)
+    for scored in (json.loads(Path("metrics/evaluate.json").read_text())[model] for model in ("base", "nsf")):
+        groups = scored["groups"]
+        sizes = {"neg/press": 3, "neg/film": 1, "pos/film": 2, "pos/press": 1}
+        expected = sum(count * groups[name] for name, count in sizes.items()) / 7
+        assert scored["adjusted_mean_accuracy"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_classes_of_other_names_or_another_number(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
     data = {"format": "csv", "file": "reviews.csv", "text_column": "text"}
     pretrained("Bert", "other", id2label={0: "toxic", 1: "fine"})

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +13,7 @@ from stages import artifacts, extract, models, train
 from stages.artifacts import Metadata
 from stages.errors import BadData, BadModel, BadValues, Mismatch
 from stages.runtime import reproducible
-from tests.conftest import Done, assert_one_sentence, leftovers
+from tests.conftest import Done, assert_one_sentence, leftovers, photos
 
 MODEL = {"source": "torchvision", "architecture": "resnet18", "weights": None, "image_size": [24, 24]}
 
@@ -22,17 +21,7 @@ MODEL = {"source": "torchvision", "architecture": "resnet18", "weights": None, "
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos of two classes: warm and cold noise."""
-    root = tmp_path_factory.mktemp("photos")
-    random = np.random.RandomState(0)
-    for split, count in (("train", 12), ("val", 9), ("test", 5)):
-        for label, name in enumerate(("cold", "warm")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = random.randint(0, 160, (24, 24, 3), dtype=np.uint8)
-                pixels[..., 0 if label else 2] += 90
-                Image.fromarray(pixels).save(folder / f"{index:02}.png")
-    return root
+    return photos(tmp_path_factory.mktemp("photos"), {"train": 12, "val": 9, "test": 5}, size=24, noise=160, lift=90)
 
 
 @pytest.fixture
@@ -96,6 +85,16 @@ def test_features_through_the_head_are_the_models_logits(data: dict[str, Any], t
         logits = network(torch.stack([classifier.transform(Image.open(path).convert("RGB")) for path in paths]))
     torch.testing.assert_close(held["features"] @ head["weight"].T + head["bias"], logits, rtol=1e-4, atol=1e-4)
     assert torch.equal(head["weight"], network.fc.weight)
+
+
+def test_features_are_written_once(
+    data: dict[str, Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no sample is skipped, the header that was planned is the header: no byte of the features moves again."""
+    moves: list[tuple[int, int]] = []
+    monkeypatch.setattr(artifacts.RowWriter, "_move", lambda self, source, target, size: moves.append((source, target)))
+    extract_to(tmp_path, data, trained)
+    assert len(moves) == 2 and all(source == target for source, target in moves)
 
 
 def test_all_splits_and_a_batch_larger_than_the_split(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
