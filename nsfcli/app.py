@@ -27,6 +27,7 @@ COMMANDS = {
     "update": "The six stages, in pipeline order",
     "evaluate": "The six stages, in pipeline order",
     "metrics": "After: what came of it",
+    "compare": "After: what came of it",
     "export": "After: what came of it",
     "predict": "After: what came of it",
 }

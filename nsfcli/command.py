@@ -20,6 +20,8 @@ ELIMINATE = Path("artifacts/eliminate.safetensors")
 UPDATE = Path("artifacts/update.safetensors")
 EVALUATE = Path("artifacts/evaluate.safetensors")
 METRICS = Path("metrics/evaluate.json")
+COMPARISON = Path("metrics/compare.json")
+COMPARISON_TABLE = Path("metrics/compare.csv")
 EXPORT = Path("artifacts/export")
 
 

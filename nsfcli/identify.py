@@ -15,10 +15,11 @@ def identify(
     out: OutOption = IDENTIFY,
     **overrides: str | None,
 ) -> None:
-    """Find the minority: the samples whose nearest class centroid is another class's.
+    """Find the minority, the samples whose nearest class centroid is another class's, and tell whether the model is biased.
 
     Reads artifacts/features/val.safetensors (and the base head, to report its accuracy on the minority); writes
-    artifacts/identify.safetensors: `centroids` (C,d), `nearest` (n,), `minority` (n,).
+    artifacts/identify.safetensors: `centroids` (C,d), `nearest` (n,), `minority` (n,). The verdict is biased, not biased
+    or cannot tell; docs/method.md has its rule, and how often it errs.
     """
     from stages.identify import run
 
@@ -28,15 +29,18 @@ def identify(
         summary = run(
             features=features, head=base_head(head, features, VAL), out=out, device=settings.device, progress=progress
         )
-    table = Table("class", "samples", "minority", "share", "drawn to", "base head right on it")
+    table = Table("class", "samples", "minority", "share", "drawn to", "dispersion", "base head right on it", "verdict")
     for row in summary["classes"]:
         table.row(
             row["class"],
             row["samples"],
             row["minority"],
-            row["minority"] / row["samples"],
+            row["share"],
             row["drawn_to"],
+            row["dispersion"],
             row["base_accuracy_on_minority"],
+            row["verdict"],
         )
-    line = f"{summary['minority']} of {summary['samples']} samples are minority -> {out}"
+    mirror = "" if summary["mirror"] is None else f" (mirror {summary['mirror']:+.2f})"
+    line = f"{summary['minority']} of {summary['samples']} samples are minority; {summary['verdict']}{mirror} -> {out}"
     settings.console.result(summary, table, line=line)

@@ -23,6 +23,7 @@ Size = Annotated[int, Field(ge=1)]
 # Up to what float32 holds.
 Rate = Annotated[float, Field(gt=0, le=1e38)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Auto = Literal["auto"]
 
 
 class Section(BaseModel):
@@ -245,21 +246,33 @@ class NeutralizeSection(Section):
 class EliminateSection(Section):
     """The map T that pulls samples to their centers."""
 
-    steps: Size = Field(10, description="Full-batch AdamW steps.")
+    steps: Auto | Size = Field("auto", description="Full-batch AdamW steps; auto ends where the loss has settled.")
     learning_rate: Rate = Field(0.001, description="AdamW's.")
 
 
 class UpdateSection(Section):
     """The new linear head."""
 
-    solver: Literal["published"] = Field("published", description="How the head is found.")
-    steps: Size = Field(500, description="AdamW steps, half rescued and half conforming samples each.")
-    learning_rate: Rate = Field(0.001, description="AdamW's.")
-    seed: Seed = Field(0, description="Of the initialisation and the batches.")
+    solver: Literal["auto", "published"] = Field("auto", description="Group-balanced regression, or the paper's training.")
+    regularization: Auto | Rate = Field("auto", description="Of solver auto: C of scikit-learn; auto cross-validates.")
+    steps: Size = Field(500, description="Of solver published: steps, half rescued and half conforming samples each.")
+    learning_rate: Rate = Field(0.001, description="Of solver published: AdamW's.")
+    seed: Seed = Field(0, description="Of the folds; of solver published: of the initialisation and the batches.")
 
 
 class EvaluateSection(Section):
     """No parameters: accuracies are counted."""
+
+
+# In the order of `stages.baselines.BASELINES`.
+Method = Literal["erm", "last-layer", "class-balanced", "dfr", "afr", "jtt", "self", "published", "auto"]
+
+
+class CompareSection(Section):
+    """NSF beside the baselines."""
+
+    seeds: Size = Field(3, description="How many seeds the means and deviations are over.")
+    methods: list[Method] = Field(list(get_args(Method)), min_length=1, description="Which methods to compare.")
 
 
 # The key that tells apart the variants of a section, and the variant where none is named.
@@ -287,6 +300,7 @@ SECTIONS: Mapping[str, tuple[type[Section], ...]] = {
     "eliminate": (EliminateSection,),
     "update": (UpdateSection,),
     "evaluate": (EvaluateSection,),
+    "compare": (CompareSection,),
 }
 
 

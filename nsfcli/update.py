@@ -1,5 +1,7 @@
 """nsf update."""
 
+from typing import Annotated
+
 import typer
 
 from nsfcli import params
@@ -29,13 +31,19 @@ def update(
     eliminate: EliminateOption = ELIMINATE,
     head: HeadOption = None,
     out: OutOption = UPDATE,
+    force: Annotated[
+        bool, typer.Option("--force", help="Of solver auto: return the new head whatever the verdict is.")
+    ] = False,
     **overrides: str | None,
 ) -> None:
-    """Train the new linear head on T(x), half rescued and half conforming samples a step.
+    """Make the new linear head, or keep the base head where there is no bias to remove.
+
+    Solver auto retrains with every class x pseudo-attribute weighing the same (docs/method.md); solver published trains on
+    T(x) as the paper does, half rescued and half conforming samples a step.
 
     Reads artifacts/features/val.safetensors, the three artifacts before this one and the base head; writes
     artifacts/update.safetensors: `rescued`, `conforming` (n,), `weight`, `bias` on T(x), `folded_weight`, `folded_bias`
-    on x.
+    on x, and of solver auto `pseudo_attributes` (n,).
     """
     from stages.update import run
 
@@ -49,17 +57,18 @@ def update(
             eliminate=eliminate,
             head=base_head(head, features, VAL),
             out=out,
+            force=force,
             device=settings.device,
             progress=progress,
             **sections["update"].model_dump(),
         )
     if summary["base_head_kept"]:
-        settings.console.message(
-            f"No repair: {summary['rescued']} samples are rescued and {summary['conforming']} conforming, "
-            "so there is nothing to learn from; the base head is kept."
-        )
-    settings.console.result(
-        summary,
-        line=f"{summary['rescued']} of {summary['minority']} minority samples rescued, "
-        f"{summary['conforming']} conforming -> {out}",
-    )
+        remedy = "; --force returns the new head all the same" if summary["solver"] == "auto" else ""
+        settings.console.message(f"No repair, the base head is kept: {summary['kept_because']}{remedy}.")
+    if summary["solver"] == "auto":
+        new = f"new head from {summary['pseudo_minority']} samples found to be minority"
+        line = f"verdict {summary['verdict']}, {'base head kept' if summary['base_head_kept'] else new} -> {out}"
+    else:
+        line = f"{summary['rescued']} of {summary['minority']} minority samples rescued, {summary['conforming']} conforming"
+        line = f"{line} -> {out}"
+    settings.console.result(summary, line=line)

@@ -81,6 +81,7 @@ KINDS: Mapping[str, Kind] = {
         {
             "rescued": Column("boolean", ("n",)),
             "conforming": Column("boolean", ("n",)),
+            "pseudo_attributes": Column("integer", ("n",), optional=True),
             "weight": Column("float", ("C", "d")),
             "bias": Column("float", ("C",)),
             "folded_weight": Column("float", ("C", "d")),

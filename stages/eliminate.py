@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stages import artifacts
 from stages.artifacts import Metadata
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 # adds to every difference.
 SCALE_PENALTY = 10.0
 DISTANCE_EPS = 1e-6
+
+# steps "auto": ends when the loss has fallen by less than this share over so many steps, and at the latest after MOST_STEPS.
+SETTLED = 0.01
+LOOK_BACK = 10
+MOST_STEPS = 350
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ def eliminate(
     labels: "Tensor",
     centers: "Tensor",
     *,
-    steps: int,
+    steps: int | Literal["auto"],
     learning_rate: float = 1e-3,
     progress: Progress = silent,
 ) -> Map:
@@ -53,18 +58,19 @@ def eliminate(
         features: (n, d) float32.
         labels: (n,) int64 in [0, C).
         centers: (C, d) float32, from `neutralize`.
-        steps: how many steps, at least 1.
+        steps: how many steps, at least 1; "auto" ends where the loss has settled.
         learning_rate: AdamW's.
     """
     import torch
 
+    most = MOST_STEPS if steps == "auto" else steps
     samples, width = features.shape
     scale = torch.ones(width, device=features.device)
     shift = torch.zeros(width, device=features.device)
     scale.grad, shift.grad = torch.zeros_like(scale), torch.zeros_like(shift)
     optimizer = torch.optim.AdamW([scale, shift], lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    losses = torch.empty(steps, device=features.device)
-    for step in range(steps):
+    losses = torch.empty(most, device=features.device)
+    for step in range(most):
         # T(x) - center + eps = x * scale + offset[class]
         offsets = shift * scale - shift - centers + DISTANCE_EPS
         distance = torch.zeros((), dtype=torch.float64, device=features.device)
@@ -82,8 +88,19 @@ def eliminate(
         scale.grad.copy_(products + shift * directions + SCALE_PENALTY / width)
         shift.grad.copy_((scale - 1) * directions)
         optimizer.step()
-        progress("eliminate", step + 1, steps)
+        progress("eliminate", step + 1, most)
+        if steps == "auto" and _settled(losses[: step + 1]):
+            progress("eliminate", most, most)
+            return Map(scale, shift, losses[: step + 1].clone())
     return Map(scale, shift, losses)
+
+
+def _settled(losses: "Tensor") -> bool:
+    """Whether the loss fell by less than a share of SETTLED over the last LOOK_BACK steps; looked at every so many."""
+    if len(losses) <= LOOK_BACK or len(losses) % LOOK_BACK != 1:
+        return False
+    before, now = float(losses[-1 - LOOK_BACK]), float(losses[-1])
+    return before - now < SETTLED * before
 
 
 def run(
@@ -91,7 +108,7 @@ def run(
     features: Path,
     neutralize: Path,
     out: Path,
-    steps: int,
+    steps: int | Literal["auto"],
     learning_rate: float = 1e-3,
     curve: Path | None = None,
     device: str = "auto",
@@ -133,7 +150,7 @@ def run(
             files.text(curve, "\n".join(["step,loss", *lines]) + "\n")
     return {
         "out": str(out),
-        "steps": steps,
+        "steps": len(losses),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "scale_min": float(learned.scale.min()),

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stages import artifacts
 from stages.artifacts import Metadata
+from stages.auto import repair
 from stages.eliminate import transform
 from stages.errors import BadValues
+from stages.identify import Identified
 from stages.passes import blocks, nearest
-from stages.runtime import Progress, resolve_device, silent
+from stages.runtime import Progress, reproducible, resolve_device, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,19 +147,29 @@ def run(
     eliminate: Path,
     out: Path,
     head: Path | None = None,
-    solver: str = "published",
-    steps: int,
+    solver: Literal["auto", "published"] = "auto",
+    regularization: float | Literal["auto"] = "auto",
+    steps: int = 500,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    force: bool = False,
     device: str = "auto",
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """The stage on files: read features, the three artifacts before this one and, where there is one, the base head.
 
-    Where no sample is rescued there is nothing to learn from, and the base head is kept.
+    solver "auto" retrains as `stages.auto.repair` does, and keeps the base head where the verdict is not "biased" or
+    cross-validation does not carry the repair, unless `force`d; "published" trains as `update` does, and keeps it where no
+    sample is rescued, for there is nothing to learn from. `rescued` and `conforming` are written by either.
+
+    Args:
+        solver: "auto" (with `regularization`: scikit-learn's C) or "published" (with `steps`, `learning_rate`).
+        seed: of the folds, or of initialisation and draws.
+        force: return the new head of solver "auto" whatever speaks against it.
 
     Returns:
-        A summary: `out`, the numbers of rescued and conforming samples, and `base_head_kept`.
+        A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`; of solver "auto"
+        `verdict`, `evidence`, `pseudo_minority` and `penalty` too, None where they were not needed.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;
@@ -176,40 +188,72 @@ def run(
     artifacts.check_lineage(neutral, features=data, identify=found)
     artifacts.check_lineage(learned, features=data, neutralize=neutral)
     artifacts.check_labels(data, classes, source=base or found)
-    with artifacts.outputs(features, identify, neutralize, eliminate, head) as files:
+    parameters: dict[str, Any] = {"solver": solver, "seed": seed}
+    extra: dict[str, Any] = {}
+    with artifacts.outputs(features, identify, neutralize, eliminate, head) as files, reproducible(seed):
         x, labels = data["features"].to(target), data["labels"].to(target)
+        minority = found["minority"].to(target)
         scale, shift = learned["scale"].to(target), learned["shift"].to(target)
-        rescued, conforming = select(x, labels, found["minority"].to(target), neutral["centers"].to(target), scale, shift)
-        trainable = bool(rescued.any()) and bool(conforming.any())
-        if trainable:
-            new = update(
-                x, labels, rescued, conforming, scale, shift,
-                classes=classes, steps=steps, learning_rate=learning_rate, seed=seed, progress=progress,
+        rescued, conforming = select(x, labels, minority, neutral["centers"].to(target), scale, shift)
+        base_head = (base["weight"].to(target), base["bias"].to(target)) if base is not None else None
+        attributes: Tensor | None = None
+        because: str | None = None
+        if solver == "auto":
+            parameters |= {"regularization": regularization, "force": force}
+            repaired = repair(
+                x, labels, base_head,
+                found=Identified(found["centroids"].to(target), found["nearest"].to(target), minority),
+                classes=classes, regularization=None if regularization == "auto" else regularization,
+                force=force, seed=seed, progress=progress,
             )  # fmt: skip
-        elif base is not None:
-            weight, bias = base["weight"].to(target), base["bias"].to(target)
-            new = Updated(*unfold(weight, bias, scale, shift), weight, bias)
+            because, again = repaired.kept, repaired.retrained
+            attributes = again.attributes if again is not None else None
+            new = Updated(
+                *unfold(repaired.weight, repaired.bias, scale, shift), repaired.weight, repaired.bias
+            )  # fmt: skip
+            extra = {
+                "verdict": repaired.verdict.bias,
+                "evidence": None if repaired.evidence is None else round(repaired.evidence, 6),
+                "pseudo_minority": None if attributes is None else int((attributes != labels).sum()),
+                "penalty": again.penalty if again is not None else None,
+            }
         else:
-            raise BadValues(
-                f"{int(rescued.sum())} samples are rescued and {int(conforming.sum())} conforming, so there is nothing "
-                "to train a new head on",
-                where=features,
-                do="give the base head (--head) to keep it",
-            )
+            parameters |= {"steps": steps, "learning_rate": learning_rate}
+            if bool(rescued.any()) and bool(conforming.any()):
+                new = update(
+                    x, labels, rescued, conforming, scale, shift,
+                    classes=classes, steps=steps, learning_rate=learning_rate, seed=seed, progress=progress,
+                )  # fmt: skip
+            elif base_head is not None:
+                because = (
+                    f"{int(rescued.sum())} samples are rescued and {int(conforming.sum())} conforming, so there is nothing "
+                    "to learn from"
+                )
+                new = Updated(*unfold(*base_head, scale, shift), *base_head)
+            else:
+                raise BadValues(
+                    f"{int(rescued.sum())} samples are rescued and {int(conforming.sum())} conforming, so there is nothing "
+                    "to train a new head on",
+                    where=features,
+                    do="give the base head (--head) to keep it",
+                )
         artifacts.check_computed(out, vars(new), do="lower update.learning_rate")
         inputs = {"features": data, "identify": found, "neutralize": neutral, "eliminate": learned, "head": base}
         metadata = Metadata(
-            parameters={"solver": solver, "steps": steps, "learning_rate": learning_rate, "seed": seed},
+            parameters=parameters,
             inputs={name: artifact.fingerprint for name, artifact in inputs.items() if artifact is not None},
             class_names=data.class_names(classes),
-            notes={"base_head_kept": str(not trainable).lower()},
+            notes={"base_head_kept": str(because is not None).lower(), "kept_because": because or ""},
         )
-        files.artifact("update", out, {"rescued": rescued, "conforming": conforming, **vars(new)}, metadata)
+        tensors = {"rescued": rescued, "conforming": conforming, "pseudo_attributes": attributes, **vars(new)}
+        files.artifact("update", out, tensors, metadata)
     return {
         "out": str(out),
         "solver": solver,
-        "minority": int(found["minority"].sum()),
+        "minority": int(minority.sum()),
         "rescued": int(rescued.sum()),
         "conforming": int(conforming.sum()),
-        "base_head_kept": not trainable,
+        "base_head_kept": because is not None,
+        "kept_because": because,
+        **extra,
     }

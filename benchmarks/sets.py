@@ -1,0 +1,117 @@
+"""Validation splits of any bias, size, imbalance and label noise, drawn from the pools of `benchmarks.pools`."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.pools import Pool, make
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One draw: a pool's model with a validation split of this bias, size and seed.
+
+    Attributes:
+        pool: see `benchmarks.pools.POOLS`.
+        bias: share of each class's validation samples whose attribute agrees with the class.
+        size: validation samples.
+        seed: of the draw.
+        noise: share of validation labels flipped to another class.
+        imbalance: the first class has this many times the samples of each other class.
+    """
+
+    pool: Pool
+    bias: float
+    size: int = 2000
+    seed: int = 0
+    noise: float = 0.0
+    imbalance: float = 1.0
+
+    @property
+    def biased(self) -> bool:
+        """Whether the ERM model learnt a spurious attribute: training bias, whatever the validation split's."""
+        return self.pool.biased
+
+    @property
+    def name(self) -> str:
+        extra = f" noise {self.noise:g}" if self.noise else ""
+        extra += f" 1:{self.imbalance:g}" if self.imbalance != 1 else ""
+        return f"{self.pool.name} / {self.bias:g} n={self.size}{extra} #{self.seed}"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What methods see, (n, d), (n,), and the base head (C, d), (C,); and what only scoring sees."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    attributes: torch.Tensor
+    test_features: torch.Tensor
+    test_labels: torch.Tensor
+    test_attributes: torch.Tensor
+
+    @property
+    def classes(self) -> int:
+        return len(self.weight)
+
+    def worst_group(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
+        """Worst-group accuracy on the test split of a head (C, d), (C,)."""
+        right = (self.test_features @ weight.T + bias).argmax(dim=1) == self.test_labels
+        groups = self.test_labels * (int(self.test_attributes.max()) + 1) + self.test_attributes
+        return min(float(right[groups == group].double().mean()) for group in groups.unique())
+
+    def mean(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
+        right = (self.test_features @ weight.T + bias).argmax(dim=1) == self.test_labels
+        return float(right.double().mean())
+
+
+@lru_cache(maxsize=4)
+def _loaded(pool: Pool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    folder = make(pool)
+    return tuple(load_file(folder / f"{name}.safetensors") for name in ("val", "test", "head"))  # type: ignore[return-value]
+
+
+def draw(chosen: FeatureSet) -> Drawn:
+    """The set's tensors; the same ones each time."""
+    val, test, head = _loaded(chosen.pool)
+    random = np.random.RandomState([chosen.seed, 5])
+    labels, attributes = val["labels"].numpy(), val["attributes"].numpy()
+    classes, values = len(head["weight"]), int(attributes.max()) + 1
+    shares = np.ones(classes)
+    shares[0] = chosen.imbalance
+    rows: list[np.ndarray] = []
+    for label, size in enumerate(np.round(chosen.size * shares / shares.sum()).astype(int)):
+        counts = _by_attribute(chosen, label, int(size), values, random)
+        for attribute, count in enumerate(counts):
+            members = np.flatnonzero((labels == label) & (attributes == attribute))
+            if count > len(members):
+                raise ValueError(f"{chosen.name}: {count} samples of a group of {len(members)}")
+            rows.append(random.permutation(members)[:count])
+    order = random.permutation(np.concatenate(rows))
+    given = labels[order].copy()
+    flipped = random.rand(len(given)) < chosen.noise
+    given[flipped] = (given[flipped] + random.randint(1, classes, flipped.sum())) % classes
+    return Drawn(
+        val["features"][order], torch.from_numpy(given), head["weight"], head["bias"], torch.from_numpy(attributes[order]),
+        test["features"], test["labels"], test["attributes"],
+    )  # fmt: skip
+
+
+def _by_attribute(chosen: FeatureSet, label: int, size: int, values: int, random: np.random.RandomState) -> list[int]:
+    """How many samples of one class carry each attribute."""
+    if chosen.pool.second:
+        # digit + 2 * bar, each agreeing with the class on its own.
+        share = [chosen.bias if value == label else 1 - chosen.bias for value in (0, 1)]
+        return [round(size * share[value % 2] * share[value // 2]) for value in range(values)]
+    agreeing = round(size * chosen.bias)
+    counts = [0] * values
+    counts[label] = agreeing
+    others = random.permutation([value for value in range(values) if value != label])
+    for index in range(size - agreeing):
+        counts[others[index % len(others)]] += 1
+    return counts

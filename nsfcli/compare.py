@@ -1,0 +1,80 @@
+"""nsf compare."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nsfcli import params
+from nsfcli.command import COMPARISON, COMPARISON_TABLE, HEAD, TEST, VAL, FeaturesOption, HeadOption, Settings
+from nsfcli.console import Console, Table
+
+
+@params.options("compare")
+def compare(
+    ctx: typer.Context,
+    features: FeaturesOption = VAL,
+    test: Annotated[
+        Path, typer.Option(help="Features of the test split, to score on.", metavar="FILE", rich_help_panel="Files")
+    ] = TEST,
+    head: HeadOption = None,
+    out: Annotated[Path, typer.Option(help="The comparison as JSON.", metavar="FILE", rich_help_panel="Files")] = COMPARISON,
+    csv: Annotated[
+        Path, typer.Option(help="The same as CSV, a line a row.", metavar="FILE", rich_help_panel="Files")
+    ] = COMPARISON_TABLE,
+    **overrides: str | None,
+) -> None:
+    """NSF beside the baselines on the same features: worst-group and mean accuracy over several seeds.
+
+    Reads artifacts/features/val.safetensors, artifacts/features/test.safetensors and the base head; writes
+    metrics/compare.json and metrics/compare.csv. Each method's hyperparameters are chosen by cross-validation without group
+    labels and, in the rows marked so, with those of the val split.
+    """
+    from stages.compare import run
+
+    settings: Settings = ctx.obj
+    sections = params.load("compare", overrides, settings.params)
+    with settings.console.progress() as progress:
+        result = run(
+            features=features,
+            test=test,
+            head=head or HEAD,
+            out=out,
+            csv_out=csv,
+            device=settings.device,
+            progress=progress,
+            **sections["compare"].model_dump(),
+        )
+    show(result, settings.console)
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Print the comparison: one row a method and a way to choose its hyperparameters, and below, what was chosen."""
+    rows = {
+        method if selection == "group-free" else f"{method} ({selection})": row
+        for method, found in result["methods"].items()
+        for selection, row in found.items()
+    }
+    grouped = any(row["worst_group_accuracy"] is not None for row in rows.values())
+    worst = "worst_group_accuracy" if grouped else "worst_class_accuracy"
+    accuracies = Table("method", "worst group" if grouped else "worst class", "mean")
+    chosen = Table("chosen", "hyperparameters", "seeds")
+    for name, row in rows.items():
+        accuracies.row(name, _spread(row, worst), _spread(row, "mean_accuracy"))
+        counts = Counter(", ".join(f"{key} {value:g}" for key, value in each.items()) for each in row["hyperparameters"])
+        for setting, count in counts.most_common():
+            if setting:
+                chosen.row(name, setting, count)
+    console.result(dict(result), *([accuracies, chosen] if chosen.rows else [accuracies]))
+    for method, why in result["left_out"].items():
+        console.message(f"Left out: {method} {why}.")
+    if not grouped:
+        console.message("The test split has no attributes: accuracies are by class, and there is no worst group.")
+
+
+def _spread(row: Mapping[str, Any], measure: str) -> str:
+    """0.694 ± 0.012, or the mean alone where there is one seed."""
+    deviation = row[f"{measure}_std"]
+    return f"{row[measure]:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")

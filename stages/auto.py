@@ -1,0 +1,321 @@
+"""update.solver auto: a new head by group-balanced logistic regression, the groups found without their labels.
+
+Goes on where NSF's identify (Li et al., section 3.1) ends. Its minority is precise and incomplete: a sample near a centroid
+only says that the spurious attribute pulls hard. A classifier of *where a sample is drawn to* finds the rest, if it
+cannot use the label for it: every class x drawn-to cell weighs the same. docs/method.md has the measurements.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stages.identify import BIASED, Identified, Verdict, assess, identify
+from stages.logistic import Heads, Moments, fit, moments
+from stages.passes import blocks, predict
+from stages.runtime import Progress, silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOLDS = 5
+# Penalties that are tried, from the strongest on; each starts at the solution before it.
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.003)
+# Of the classifier of pseudo-attributes: its penalty, its rounds at most, and the share of samples below which a round
+# has changed nothing.
+ATTRIBUTE_PENALTY = 0.3
+ROUNDS = 6
+SETTLED = 0.002
+# How much the class's own shares of the attributes count in the last round: none finds more of the minority, all of it is
+# more precise. Half the log-odds.
+PRIOR = 0.5
+# Minority samples that the rounds need, in all and for each class x other class; with fewer they drift away from what
+# they started with, and the nearest centroid's word stands.
+LEAST_MINORITY = 40
+LEAST_DRAWN = 5
+# A cell of fewer samples weighs less than the others, in proportion: one odd sample must not weigh as much as a class.
+LEAST_CELL = 4
+# A group of fewer samples says nothing about accuracies.
+LEAST_SCORED = 3
+# The repair is carried when MIRROR - RECOVERED * (rates of right predictions, out of fold, on minority and rest, minus 1)
+# is at most this; see docs/method.md, "When the base head is kept".
+RECOVERED = 0.5
+EVIDENCE = -0.53
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A new head and what cross-validation says of it.
+
+    Attributes:
+        weight, bias: (C, d), (C,) float32, on the features as they are.
+        attributes: (n,) int64, the pseudo-attributes: the class whose spurious attribute each sample carries.
+        penalty: the L2 penalty that was chosen, on standardised features.
+        right: (n,) bool, whether the head fitted to the other folds gives the sample's class.
+    """
+
+    weight: "Tensor"
+    bias: "Tensor"
+    attributes: "Tensor"
+    penalty: float
+    right: "Tensor"
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What came of a repair.
+
+    Attributes:
+        weight, bias: the head to use, the new or the base one.
+        verdict: of `identify`.
+        retrained: None where the verdict alone has decided.
+        kept: why the base head is kept, in words; None where it is not.
+        evidence: what decides beside the verdict, see `evidence`; None where the verdict alone has decided.
+    """
+
+    weight: "Tensor"
+    bias: "Tensor"
+    verdict: Verdict
+    retrained: Retrained | None
+    kept: str | None
+    evidence: float | None
+
+
+def repair(
+    features: "Tensor",
+    labels: "Tensor",
+    base: "tuple[Tensor, Tensor] | None",
+    *,
+    found: Identified | None = None,
+    verdict: Verdict | None = None,
+    classes: int | None = None,
+    regularization: float | None = None,
+    force: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Repaired:
+    """Retrain the head where there is a bias to remove and cross-validation carries it; otherwise keep the base head.
+
+    Args:
+        features: (n, d) float32.
+        labels: (n,) int64 in [0, C).
+        base: the base head (C, d), (C,); without it the new head is returned whatever was found.
+        found, verdict: what `identify` and `assess` give; made here by default.
+        classes: C; by default the base head's or the highest label plus one.
+        regularization: scikit-learn's C; by default cross-validated.
+        force: return the new head whatever was found.
+        seed: of the folds.
+    """
+    if classes is None:
+        classes = len(base[1]) if base is not None else int(labels.max()) + 1
+    if found is None:
+        found = identify(features, labels, classes=classes, progress=progress)
+    if verdict is None:
+        right = predict(features, *base, progress=progress) == labels if base is not None else None
+        verdict = assess(features, labels, found, right, progress=progress)
+    must = force or base is None
+    if base is not None and not force and verdict.bias != BIASED:
+        return Repaired(*base, verdict, None, f"the verdict is '{verdict.bias}'", None)
+    new = retrain(
+        features, labels, found.nearest, classes=classes, regularization=regularization, seed=seed, progress=progress
+    )  # fmt: skip
+    weighed = evidence(verdict, labels, new)
+    if must or (weighed is not None and weighed <= EVIDENCE):
+        return Repaired(new.weight, new.bias, verdict, new, None, weighed)
+    assert base is not None
+    return Repaired(*base, verdict, new, "cross-validation does not carry the repair", weighed)
+
+
+def evidence(verdict: Verdict, labels: "Tensor", new: Retrained) -> float | None:
+    """The verdict's mirror, less half of what the repair recovers out of fold; None where there is no minority to tell.
+
+    What it recovers is the accuracy on the minority plus that on the rest minus 1 (Youden's J): zero where a head can do
+    no more than trade one for the other, as with flipped labels or classes that look alike.
+    """
+    minority = new.attributes != labels
+    if verdict.mirror is None or not bool(minority.any()) or bool(minority.all()):
+        return None
+    recovered = float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
+    return verdict.mirror - RECOVERED * recovered
+
+
+def retrain(
+    features: "Tensor",
+    labels: "Tensor",
+    nearest: "Tensor",
+    *,
+    classes: int,
+    regularization: float | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Retrained:
+    """A head by L2 logistic regression on standardised features, every class x pseudo-attribute weighing the same.
+
+    The penalty is the one with the best mean accuracy of the worst quarter of pseudo-groups, out of fold.
+
+    Args:
+        features: (n, d) float32.
+        labels: (n,) int64 in [0, classes).
+        nearest: (n,) int64, the class of the nearest centroid, from `identify`.
+        classes: C.
+        regularization: scikit-learn's C; by default one of PENALTIES by cross-validation.
+        seed: of the folds.
+    """
+    scaling = moments(features)
+    attributes = pseudo_attributes(
+        features, labels, nearest, classes=classes, scaling=scaling, seed=seed, progress=progress
+    )  # fmt: skip
+    return group_balanced(
+        features, labels, attributes,
+        classes=classes, scaling=scaling, regularization=regularization, seed=seed, progress=progress,
+    )  # fmt: skip
+
+
+def group_balanced(
+    features: "Tensor",
+    labels: "Tensor",
+    attributes: "Tensor",
+    *,
+    classes: int,
+    scaling: Moments,
+    regularization: float | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Retrained:
+    """`retrain` with given attributes (n,) int64: pseudo-attributes or, for an oracle, the true ones."""
+    groups = labels * (int(attributes.max()) + 1) + attributes
+    weights = balanced(groups)
+    penalties = PENALTIES if regularization is None else (1 / (len(labels) * regularization),)
+    fold = folds(len(labels), seed).to(features.device)
+    guesses = held_out(
+        features, labels, weights, fold, classes=classes, penalties=penalties, scaling=scaling, progress=progress
+    )
+    right = [logits.argmax(dim=1) == labels for logits in guesses]
+    merits = [worst_quarter(each, groups) for each in right]
+    best = merits.index(max(merits))
+    heads: Heads | None = None
+    for step, penalty in enumerate(penalties[: best + 1]):
+        progress("retrain", step, best + 1)
+        heads = fit(
+            features, labels, weights.unsqueeze(0), classes=classes, penalty=penalty, scaling=scaling, start=heads
+        )  # fmt: skip
+    progress("retrain", best + 1, best + 1)
+    assert heads is not None
+    weight, bias = heads.on_features(scaling)
+    return Retrained(weight[0], bias[0], attributes, penalties[best], right[best])
+
+
+def pseudo_attributes(
+    features: "Tensor",
+    labels: "Tensor",
+    nearest: "Tensor",
+    *,
+    classes: int,
+    scaling: Moments,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> "Tensor":
+    """The class (n,) int64 whose spurious attribute each sample seems to carry.
+
+    Starts from the nearest centroid. Each round fits a classifier of the pseudo-attribute in which every class x
+    pseudo-attribute weighs the same, so that the label's own features say nothing of it, and gives each sample what the
+    classifier fitted to the other folds says. The last round adds half the log-odds of the attribute within the class,
+    save for samples on which it and the nearest centroid agree: where features are few, odds would outweigh the evidence.
+
+    With too few minority samples to fit anything to (LEAST_MINORITY, LEAST_DRAWN), `nearest` is returned as it is.
+    """
+    import torch
+
+    attributes = nearest
+    if int((nearest != labels).sum()) < max(LEAST_MINORITY, LEAST_DRAWN * classes * (classes - 1)):
+        return attributes
+
+    def round_of(number: int) -> "Tensor":
+        # Other folds each round: a sample's mistaken neighbours do not stay the same.
+        fold = folds(len(labels), seed * (ROUNDS + 2) + number).to(features.device)
+        cells = balanced(labels * classes + attributes)
+        progress("find groups", number, ROUNDS + 1)
+        penalties = (ATTRIBUTE_PENALTY,)
+        [logits] = held_out(features, attributes, cells, fold, classes=classes, penalties=penalties, scaling=scaling)
+        return torch.log_softmax(logits, dim=1)
+
+    evidence = torch.zeros(0)
+    for number in range(ROUNDS):
+        evidence = round_of(number)
+        before, attributes = attributes, evidence.argmax(dim=1)
+        if float((attributes != before).double().mean()) < SETTLED:
+            break
+    attributes = (evidence + PRIOR * _log_shares(labels, attributes, classes)).argmax(dim=1)
+    evidence = round_of(ROUNDS)
+    progress("find groups", ROUNDS + 1, ROUNDS + 1)
+    agreed = (nearest != labels) & (evidence.argmax(dim=1) == nearest)
+    found = (evidence + PRIOR * _log_shares(labels, attributes, classes)).argmax(dim=1)
+    return torch.where(agreed, nearest, found)
+
+
+def _log_shares(labels: "Tensor", attributes: "Tensor", classes: int) -> "Tensor":
+    """log of the share of each pseudo-attribute in each sample's class, (n, C); half a sample is added to each count."""
+    import torch
+
+    counts = torch.bincount(labels * classes + attributes, minlength=classes * classes).view(classes, classes) + 0.5
+    return (counts / counts.sum(dim=1, keepdim=True)).log().to(torch.float32)[labels]
+
+
+def balanced(cells: "Tensor") -> "Tensor":
+    """Weights (n,) float32 of sum 1: every cell (n,) the same, those under LEAST_CELL samples in proportion less."""
+    import torch
+
+    _, members, counts = torch.unique(cells, return_inverse=True, return_counts=True)
+    raw = 1 / counts.clamp(min=LEAST_CELL)[members].to(torch.float64)
+    weights: Tensor = (raw / raw.sum()).to(torch.float32)
+    return weights
+
+
+def folds(samples: int, seed: int) -> "Tensor":
+    """The fold (n,) int64 in which each sample is held out, on the CPU, so that every device draws alike."""
+    import torch
+
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed)) % FOLDS
+
+
+def held_out(
+    features: "Tensor",
+    targets: "Tensor",
+    weights: "Tensor",
+    fold: "Tensor",
+    *,
+    classes: int,
+    penalties: Sequence[float],
+    scaling: Moments,
+    progress: Progress = silent,
+) -> "list[Tensor]":
+    """Logits (n, C) of each sample by the head fitted to the other folds, for each penalty."""
+    import torch
+
+    by_fold = torch.stack([weights * (fold != index) for index in range(FOLDS)])
+    by_fold = by_fold / by_fold.sum(dim=1, keepdim=True)
+    heads: Heads | None = None
+    result = []
+    for step, penalty in enumerate(penalties):
+        progress("cross-validate", step, len(penalties))
+        heads = fit(features, targets, by_fold, classes=classes, penalty=penalty, scaling=scaling, start=heads)
+        weight, bias = heads.on_features(scaling)
+        flat = weight.reshape(FOLDS * classes, -1)
+        logits = torch.empty(len(targets), classes, device=features.device)
+        # All folds' heads in one pass, then each row's own: cheaper than gathering the rows of each fold.
+        for rows, out, own in blocks(features, logits, fold):
+            all_logits = (rows @ flat.T).view(len(rows), FOLDS, classes) + bias
+            out.copy_(all_logits[torch.arange(len(rows), device=rows.device), own])
+        result.append(logits)
+    progress("cross-validate", len(penalties), len(penalties))
+    return result
+
+
+def worst_quarter(right: "Tensor", groups: "Tensor") -> float:
+    """Mean accuracy of the worst quarter of the groups that have LEAST_SCORED samples (of four groups: of the worst)."""
+    import torch
+
+    _, members, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    hits = torch.bincount(members[right], minlength=len(counts))
+    rates = (hits.double() / counts)[counts >= LEAST_SCORED].sort().values
+    # Rounded, so that equal settings stay equal on every machine, and the stronger penalty wins.
+    return round(float(rates[: max(1, len(rates) // 4)].mean()), 6) if len(rates) else float(right.double().mean())

@@ -1,0 +1,255 @@
+"""update.solver auto: pseudo-attributes, the verdict, and when the base head is kept; on planted features."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.artifacts import read
+from stages.auto import balanced, folds, group_balanced, held_out, pseudo_attributes, repair, retrain, worst_quarter
+from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, assess, identify
+from stages.logistic import moments
+from stages.passes import predict
+from tests.conftest import Done
+
+WIDTH = 40
+
+
+def spurious(
+    samples: int = 1200, *, bias: float = 0.9, classes: int = 2, noise: float = 0.0, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features (n, 40), labels, attributes: the attribute told loudly by some features, the label softly by others."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(samples) % classes
+    other = (labels + torch.randint(1, classes, (samples,), generator=generator)) % classes
+    attributes = torch.where(torch.rand(samples, generator=generator) < bias, labels, other)
+    features = torch.randn(samples, WIDTH, generator=generator)
+    features[torch.arange(samples), attributes] += 5.0
+    features[torch.arange(samples), 10 + labels] += 3.0
+    flipped = torch.rand(samples, generator=generator) < noise
+    return features, torch.where(flipped, (labels + 1) % classes, labels), attributes
+
+
+def biased_head(classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """A head that looks at the attribute far more than at the label."""
+    weight = torch.zeros(classes, WIDTH)
+    for index in range(classes):
+        weight[index, index], weight[index, 10 + index] = 2.0, 0.3
+    return weight, torch.zeros(classes)
+
+
+def worst_group(head: tuple[torch.Tensor, torch.Tensor], classes: int = 2) -> float:
+    features, labels, attributes = spurious(4000, bias=1 / classes, classes=classes, seed=99)
+    right = predict(features, *head) == labels
+    groups = labels * classes + attributes
+    return min(float(right[groups == group].double().mean()) for group in groups.unique())
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_repairs_where_the_model_is_biased(classes: int) -> None:
+    features, labels, attributes = spurious(3000, classes=classes)
+    base = biased_head(classes)
+    done = repair(features, labels, base)
+    assert done.verdict.bias == BIASED and done.kept is None
+    oracle = group_balanced(features, labels, attributes, classes=classes, scaling=moments(features))
+    assert worst_group((done.weight, done.bias), classes) > worst_group(base, classes) + 0.3
+    assert worst_group((done.weight, done.bias), classes) > worst_group((oracle.weight, oracle.bias), classes) - 0.04
+
+
+def test_the_rounds_find_what_the_centroids_miss() -> None:
+    features, labels, attributes = spurious(3000)
+    nearest = identify(features, labels).nearest
+    found = pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))
+    wrong = attributes != labels
+    before, after = (float(((guess != labels) & wrong).sum() / wrong.sum()) for guess in (nearest, found))
+    assert after >= before and after > 0.9
+    assert float((found == attributes).double().mean()) > 0.97
+
+
+def test_with_a_handful_of_minority_samples_the_centroids_stand() -> None:
+    features, labels, _ = spurious(600, bias=0.97)
+    nearest = identify(features, labels).nearest
+    assert 0 < int((nearest != labels).sum()) < 40
+    assert torch.equal(pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features)), nearest)
+
+
+def test_without_bias_the_base_head_is_kept() -> None:
+    """Two classes that overlap and no attribute: the minority is hard, and nothing mirrors it."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2000) % 2
+    difficulty = torch.rand(2000, generator=generator)
+    features = torch.randn(2000, WIDTH, generator=generator)
+    features[:, 0] += (2 * labels - 1) * 2 * difficulty
+    features[:, 1:6] -= 4 * difficulty.unsqueeze(1)
+    base = (torch.tensor([[-1.0], [1.0]]) * torch.eye(1, WIDTH), torch.zeros(2))
+    done = repair(features, labels, base)
+    assert done.kept is not None and done.verdict.bias != BIASED
+    assert torch.equal(done.weight, base[0]) and torch.equal(done.bias, base[1])
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.1, 0.2])
+def test_flipped_labels_are_no_bias(noise: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(2000) % 2
+    features = torch.randn(2000, WIDTH, generator=generator)
+    features[:, :5] += 3.0 * (2 * truth - 1).unsqueeze(1)
+    labels = torch.where(torch.rand(2000, generator=generator) < noise, 1 - truth, truth)
+    base = (torch.tensor([[-1.0], [1.0]]) * torch.cat([torch.ones(1, 5), torch.zeros(1, WIDTH - 5)], dim=1), torch.zeros(2))
+    assert repair(features, labels, base).kept is not None
+
+
+def test_force_returns_the_new_head() -> None:
+    features, labels, _ = spurious(400, bias=0.99)
+    base = biased_head()
+    kept, forced = (repair(features, labels, base, force=force) for force in (False, True))
+    assert kept.verdict.bias == CANNOT_TELL and kept.kept == "the verdict is 'cannot tell'" and kept.retrained is None
+    assert forced.kept is None and forced.retrained is not None
+    assert torch.equal(forced.weight, forced.retrained.weight) and not torch.equal(forced.weight, base[0])
+
+
+def test_without_a_head_there_is_nothing_to_keep() -> None:
+    features, labels, _ = spurious(400, bias=0.99)
+    assert repair(features, labels, None).kept is None
+
+
+def test_the_mirror_by_hand() -> None:
+    """One attribute, one core feature: the minority stands at the other's attribute with its own core, mirror images."""
+    core, attribute = torch.tensor([0.0, 1.0]), torch.tensor([4.0, 0.0])
+    rows, labels = [], []
+    for label in (0, 1):
+        for drawn, count in ((label, 20), (1 - label, 5)):
+            rows += [attribute * (2 * drawn - 1) + core * (2 * label - 1)] * count
+            labels += [label] * count
+    features, numbers = torch.stack(rows), torch.tensor(labels)
+    found = identify(features, numbers)
+    said = assess(features, numbers, found, found.nearest == numbers)
+    # a = (0, -2) and b = (0, 2): cos -1; across the line between (-4, -1) and (4, 1) as well: -1 - 0.3.
+    assert said.mirror == pytest.approx(-1.3) and said.bias == BIASED
+    row = said.classes[0]
+    assert (row["samples"], row["minority"], row["share"], row["drawn_to"]) == (25, 5, 0.2, 1)
+    assert row["base_accuracy_on_minority"] == 0.0 and row["verdict"] == CANNOT_TELL
+    # The minority lies 8 from the rest; the centroids are (-2.4, -1) and (2.4, 1).
+    assert row["dispersion"] == pytest.approx(8 / (4.8**2 + 2**2) ** 0.5, abs=1e-6)
+
+
+def test_no_minority_no_verdict() -> None:
+    features, labels, _ = spurious(200, bias=1.0)
+    features[:, 0] += 20 * (1 - labels)
+    found = identify(features, labels)
+    assert not found.minority.any()
+    said = assess(features, labels, found)
+    assert (said.bias, said.mirror) == (CANNOT_TELL, None)
+    assert all(row["base_accuracy_on_minority"] is None and row["dispersion"] is None for row in said.classes)
+
+
+def test_not_biased_is_said_of_hard_samples() -> None:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(4000) % 2
+    features = torch.randn(4000, 10, generator=generator)
+    hard = torch.rand(4000, generator=generator) < 0.3
+    features[:, 0] += (2 * labels - 1) * torch.where(hard, 0.0, 3.0)
+    features[:, 1:5] += 4.0 * hard.unsqueeze(1)
+    assert assess(features, labels, identify(features, labels)).bias == NOT_BIASED
+
+
+def test_balanced_weighs_every_cell_alike_and_small_ones_less() -> None:
+    weights = balanced(torch.tensor([0] * 8 + [3] * 4 + [7] * 1))
+    sums = [float(weights[start:end].sum()) for start, end in ((0, 8), (8, 12), (12, 13))]
+    assert sums == pytest.approx([4 / 9, 4 / 9, 1 / 9])
+
+
+def test_folds_are_a_seed_s_and_even() -> None:
+    assert torch.equal(folds(101, 3), folds(101, 3)) and not torch.equal(folds(101, 3), folds(101, 4))
+    assert folds(101, 3).bincount().tolist() == [21, 20, 20, 20, 20]
+
+
+def test_held_out_logits_do_not_know_their_own_label() -> None:
+    """Labels that mean nothing: held-out predictions are no better than a coin."""
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(400, 300, generator=generator), torch.randint(2, (400,), generator=generator)
+    options = {"classes": 2, "penalties": (0.003,), "scaling": moments(features)}
+    [logits] = held_out(features, labels, torch.full((400,), 1 / 400), folds(400, 0), **options)
+    assert abs(float((logits.argmax(dim=1) == labels).double().mean()) - 0.5) < 0.1
+
+
+def test_worst_quarter() -> None:
+    groups = torch.arange(8).repeat_interleave(4)
+    right = torch.ones(32, dtype=torch.bool)
+    right[:4], right[4:6] = False, False
+    assert worst_quarter(right, groups) == pytest.approx((0 + 0.5) / 2)
+    # A group of two says nothing.
+    assert worst_quarter(torch.tensor([True] * 4 + [False] * 2), torch.tensor([0] * 4 + [1] * 2)) == 1.0
+
+
+def test_regularization_is_scikit_learn_s_c() -> None:
+    features, labels, _ = spurious(600)
+    nearest = identify(features, labels).nearest
+    weak, strong = (retrain(features, labels, nearest, classes=2, regularization=c) for c in (1.0, 1e-4))
+    assert weak.penalty == pytest.approx(1 / 600) and strong.penalty == pytest.approx(1e4 / 600)
+    assert weak.weight.norm() > strong.weight.norm()
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    features, labels, _ = spurious(600)
+    first, second = (repair(features, labels, biased_head(), seed=5) for _ in range(2))
+    assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)
+
+
+# -------------------------------------------------------------------------------------------------------- on files
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> None:
+    (tmp_path / "artifacts/features").mkdir(parents=True)
+    for split, bias, seed in (("val", 0.9, 0), ("test", 0.5, 1)):
+        features, labels, attributes = spurious(800, bias=bias, seed=seed)
+        tensors = {"features": features, "labels": labels, "attributes": attributes}
+        save_file(tensors, tmp_path / f"artifacts/features/{split}.safetensors")
+    weight, bias_ = biased_head()
+    save_file({"weight": weight, "bias": bias_}, tmp_path / "artifacts/head.safetensors")
+
+
+@pytest.mark.usefixtures("files")
+def test_the_chain(nsf: Callable[..., Done]) -> None:
+    said = nsf("identify", "--json").json
+    assert said["verdict"] == "biased" and said["mirror"] < -0.29
+    assert {"dispersion", "verdict", "drawn_to", "share"} <= said["classes"][0].keys()
+    nsf("neutralize")
+    steps = nsf("eliminate", "--json").json["steps"]
+    assert 10 < steps < 350
+    done = nsf("update", "--json")
+    assert done.json["solver"] == "auto" and not done.json["base_head_kept"] and done.json["verdict"] == "biased"
+    made = read("update", Path("artifacts/update.safetensors"))
+    assert made["pseudo_attributes"].shape == (800,)
+    assert (
+        int((made["pseudo_attributes"] != load_file("artifacts/features/val.safetensors")["labels"]).sum())
+        == (done.json["pseudo_minority"])
+    )
+    val = load_file("artifacts/features/val.safetensors")["features"]
+    learned = load_file("artifacts/eliminate.safetensors")
+    mapped = (val + learned["shift"]) * learned["scale"] - learned["shift"]
+    on_map, folded = (
+        mapped @ made["weight"].T + made["bias"], val @ made["folded_weight"].T + made["folded_bias"]
+    )  # fmt: skip
+    torch.testing.assert_close(on_map, folded, atol=1e-3, rtol=1e-3)
+    scored = nsf("evaluate", "--json").json
+    assert scored["nsf"]["worst_group_accuracy"] > scored["base"]["worst_group_accuracy"] + 0.3
+    again = Path("artifacts/update.safetensors").read_bytes()
+    assert nsf("update").code == 0 and Path("artifacts/update.safetensors").read_bytes() == again
+
+
+@pytest.mark.usefixtures("files")
+def test_kept_aloud_and_forced(nsf: Callable[..., Done]) -> None:
+    features, labels, _ = spurious(300, bias=0.99)
+    save_file({"features": features, "labels": labels}, "artifacts/features/val.safetensors")
+    for stage in ("identify", "neutralize", "eliminate"):
+        assert nsf(stage).code == 0
+    kept = nsf("update", "--json")
+    assert kept.json["base_head_kept"] and "the verdict is 'cannot tell'" in kept.stderr and "--force" in kept.stderr
+    head, made = load_file("artifacts/head.safetensors"), load_file("artifacts/update.safetensors")
+    assert torch.equal(made["folded_weight"], head["weight"]) and "pseudo_attributes" not in made
+    forced = nsf("update", "--force", "--json")
+    assert not forced.json["base_head_kept"] and forced.stderr == ""
+    assert not torch.equal(load_file("artifacts/update.safetensors")["folded_weight"], head["weight"])

@@ -1,0 +1,86 @@
+"""Weighted logistic regression: against scikit-learn, and the algebra around it."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from stages.logistic import Heads, fit, moments
+
+
+def sample(samples: int = 300, width: int = 7, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(samples, width, generator=generator) * torch.arange(1, width + 1) + 5
+    labels = torch.randint(classes, (samples,), generator=generator)
+    features[torch.arange(samples), labels] += 3.0
+    return features, labels
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_is_scikit_learn_s(classes: int, strength: float) -> None:
+    """Two classes have a row each here and one there: half the row, and twice the strength."""
+    features, labels = sample(classes=classes)
+    weights = torch.rand(300, generator=torch.Generator().manual_seed(1))
+    scaling = moments(features)
+    half = 2 if classes == 2 else 1
+    penalty = half / (float(weights.sum()) * strength)
+    heads = fit(features, labels, weights.unsqueeze(0) / weights.sum(), classes=classes, penalty=penalty, scaling=scaling)
+    standardised = ((features - scaling.mean) / scaling.deviation).numpy()
+    theirs = LogisticRegression(C=strength, tol=1e-8, max_iter=1000).fit(standardised, labels, sample_weight=weights)
+    ours = heads.weight[0].numpy()
+    expected = np.concatenate([-theirs.coef_, theirs.coef_]) / 2 if classes == 2 else theirs.coef_
+    np.testing.assert_allclose(ours, expected, atol=5e-3 * float(np.abs(expected).max()))
+
+
+def test_problems_do_not_touch_each_other() -> None:
+    features, labels = sample()
+    weights = torch.rand(3, 300, generator=torch.Generator().manual_seed(2))
+    weights[1, :100] = 0.0
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    options = {"classes": 3, "penalty": 0.1, "scaling": moments(features)}
+    together = fit(features, labels, weights, **options)
+    for index in range(3):
+        alone = fit(features, labels, weights[index : index + 1], **options)
+        torch.testing.assert_close(together.weight[index], alone.weight[0], atol=2e-3, rtol=0)
+
+
+def test_a_sample_of_weight_zero_is_not_seen() -> None:
+    features, labels = sample()
+    weights = torch.ones(1, 300)
+    weights[0, 200:] = 0.0
+    scaling = moments(features)
+    options = {"classes": 3, "penalty": 0.1, "scaling": scaling}
+    kept = fit(features, labels, weights / 200, **options)
+    other = features.clone()
+    other[200:] = 100.0
+    assert torch.equal(kept.weight, fit(other, labels, weights / 200, **options).weight)
+
+
+def test_heads_on_the_features_as_they_are() -> None:
+    features, labels = sample()
+    scaling = moments(features)
+    heads = fit(features, labels, torch.full((1, 300), 1 / 300), classes=3, penalty=0.01, scaling=scaling)
+    weight, bias = heads.on_features(scaling)
+    standardised = (features - scaling.mean) / scaling.deviation
+    expected = standardised @ heads.weight[0].T + heads.bias[0]
+    torch.testing.assert_close(features @ weight[0].T + bias[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_moments_of_large_and_of_constant_features() -> None:
+    features = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e-3, 0.0]) + 1000
+    found = moments(features)
+    assert found.deviation[2] == 1.0
+    torch.testing.assert_close(found.mean, features.double().mean(dim=0).float())
+    torch.testing.assert_close(
+        found.deviation[:2], features.double().std(dim=0, correction=0).float()[:2], rtol=1e-3, atol=0
+    )
+
+
+def test_a_start_at_the_solution_stays_there() -> None:
+    features, labels = sample()
+    options = {"classes": 3, "penalty": 0.1, "scaling": moments(features)}
+    weights = torch.full((1, 300), 1 / 300)
+    solved = fit(features, labels, weights, **options)
+    again = fit(features, labels, weights, **options, start=Heads(solved.weight, solved.bias))
+    torch.testing.assert_close(again.weight, solved.weight, atol=1e-3, rtol=0)
