@@ -1,7 +1,7 @@
 """How well `update.solver: auto` does on real features: the tables of docs/method.md.
 
-    python -m benchmarks.method              # every pool: minutes once `benchmarks.pools` are made, hours of CPU before
-    python -m benchmarks.method --table      # print the tables from what was measured
+    python -m benchmarks.method              # the pools of role report: an hour of CPU, once `benchmarks.pools` are made
+    python -m benchmarks.method --docs       # write what was measured into docs/method.md, tables and curves
 
 Constants of `stages.identify` and `stages.auto` were chosen on the pools of role "tune" alone; the tables tell both roles
 apart. Group labels are read for scoring and by the oracle. One JSON line per set in benchmarks/results/method.jsonl.
@@ -26,6 +26,8 @@ from stages.auto import folds, group_balanced, held_out, repair, retrain
 from stages.identify import identify
 from stages.logistic import fit, moments
 
+DOCS = REPOSITORY / "docs/method.md"
+BEGIN, END = "<!-- results: written by python -m benchmarks.method --docs -->", "<!-- end of results -->"
 RESULTS = REPOSITORY / "benchmarks/results/method.jsonl"
 PUBLISHED = ((10, 500), (350, 110), (1200, 1500))
 # On the first seed alone: by far the slowest, and never the best there (the tables tell).
@@ -133,21 +135,63 @@ def _work(job: tuple[str, FeatureSet]) -> dict[str, Any] | None:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the tables from benchmarks/results/method.jsonl")
+    parser.add_argument("--docs", action="store_true", help="write the tables and curves of docs/method.md, measure nothing")
+    parser.add_argument("--role", choices=("report", "tune", "all"), default="report", help="which pools")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
-    if not given.table:
+    if not given.docs:
         # Neighbours share a pool, which a worker then loads once.
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        jobs = sorted(sets(), key=lambda job: (job[1].pool.role, job[1].pool.name))
+        chosen = [job for job in sets() if given.role in ("all", job[1].pool.role)]
+        jobs = sorted(chosen, key=lambda job: (job[1].pool.role, job[1].pool.name))
         with multiprocessing.get_context("spawn").Pool(given.processes) as workers, given.out.open("w") as file:
             for done, line in enumerate(workers.imap(_work, jobs, chunksize=3)):
                 if line is not None:
                     file.write(json.dumps(line) + "\n")
                     file.flush()
                 sys.stderr.write(f"\r{done + 1} of {len(jobs)} sets")
-    sys.stdout.write(tables([json.loads(line) for line in given.out.read_text().splitlines()]))
+    lines = [json.loads(line) for line in given.out.read_text().splitlines()]
+    if given.docs:
+        text = DOCS.read_text(encoding="utf-8")
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        DOCS.write_text(f"{before}{BEGIN}\n{tables(lines)}{END}{after}", encoding="utf-8")
+        curves(lines, DOCS.parent / "method-sweeps.svg")
+    else:
+        sys.stdout.write(tables(lines))
+
+
+def curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Worst-group accuracy against the validation split's bias, size and class imbalance, on the pools of the sweeps."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    # The same bytes each time.
+    matplotlib.rcParams["svg.hashsalt"] = "nsf"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), sharey=True, layout="constrained")
+    panels = (("val_bias", "validation bias"), ("size", "validation samples"), ("imbalance", "class imbalance"))
+    for axis, (key, label) in zip(axes, panels, strict=True):
+        for name, style in (("tshirt-dress-99", "-"), ("coat-shirt-97", "--")):
+            chosen = [line for line in lines if line["pool"] == name and line["noise"] == 0 and _belongs(line, key)]
+            values = sorted({line[key] for line in chosen})
+            for column, colour in (("erm", "grey"), ("last_layer", "tab:orange"), ("auto", "tab:blue"), ("oracle", "black")):
+                means = [fmean(line[column] for line in chosen if line[key] == value) for value in values]
+                axis.plot(values, means, style, color=colour, label=f"{column}, {name}", marker=".")
+        axis.set_xlabel(label)
+        if key == "size":
+            axis.set_xscale("log")
+    axes[0].set_ylabel("worst-group accuracy")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize=7)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _belongs(line: dict[str, Any], key: str) -> bool:
+    """Whether a line stands on the curve of one size: all else at bias 0.9, about 2,000 samples, even classes."""
+    at = {"val_bias": 0.9, "imbalance": 1.0}
+    usual = all(line[other] == value for other, value in at.items() if other != key)
+    return usual and (key != "val_bias" or line["size"] > 1500) and (key != "imbalance" or 1500 < line["size"] < 2000)
 
 
 def tables(lines: Sequence[dict[str, Any]]) -> str:
@@ -157,9 +201,9 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
     for line in main_lines:
         line["published"] = max(line.get(f"published {e}/{u}", 0.0) for e, u in PUBLISHED)
     columns = ("erm", "published", "last_layer", "auto", "oracle")
-    for role in ("report", "tune"):
+    for role in dict.fromkeys(line["role"] for line in main_lines):
         heads = "pool | sets | ERM | published, best of 3 by hindsight | last layer | auto | oracle | base kept"
-        text += [f"## Pools of role {role}", "", *_head(heads)]
+        text += [f"### Pools of role {role}", "", *_head(heads)]
         for name in dict.fromkeys(line["pool"] for line in main_lines if line["role"] == role):
             text.append(_row(name, [line for line in main_lines if line["pool"] == name], columns))
         for title, keep in (

@@ -38,8 +38,8 @@ def evaluate(
     """Worst-group and mean accuracy of the base and the repaired head on the test split.
 
     Reads artifacts/features/test.safetensors, the base head and artifacts/update.safetensors; writes
-    artifacts/evaluate.safetensors (`base_predictions`, `predictions`) and metrics/evaluate.json. The only stage that reads
-    group labels.
+    artifacts/evaluate.safetensors (`base_predictions`, `predictions`) and metrics/evaluate.json. The only stage of the
+    pipeline that reads group labels.
     """
     from stages.evaluate import run
 

@@ -294,8 +294,8 @@ def _grid(**values: Sequence[float]) -> list[dict[str, float]]:
 # what their papers try; published NSF has the three settings of its authors (eliminate steps / update steps).
 BASELINES: Mapping[str, Baseline] = {
     "erm": Baseline(erm),
-    "last-layer": Baseline(last_layer, _grid(C=[0.001, 0.01, 0.1, 1.0])),
-    "class-balanced": Baseline(class_balanced, _grid(C=[0.001, 0.01, 0.1, 1.0])),
+    "last-layer": Baseline(last_layer, _grid(C=[0.001, 0.01, 0.1, 1.0, 10.0])),
+    "class-balanced": Baseline(class_balanced, _grid(C=[0.001, 0.01, 0.1, 1.0, 10.0])),
     "dfr": Baseline(dfr, _grid(C=[0.01, 0.03, 0.1, 0.3, 1.0]), seeded=True, oracle=True),
     "afr": Baseline(afr, _grid(pull=[1.0, 0.1, 0.01, 0.001, 0.0001], gamma=[1.0, 2.0, 4.0, 8.0, 16.0])),
     "jtt": Baseline(jtt, _grid(C=[0.001, 0.01, 0.1], lambda_up=[5.0, 20.0, 50.0, 100.0])),

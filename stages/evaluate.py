@@ -1,6 +1,6 @@
 """evaluate: worst-group accuracy beside mean accuracy, of the base and the repaired head (step 5).
 
-The only stage that reads group labels.
+The only stage of the pipeline that reads group labels (`compare`, beside it, scores by them as well).
 """
 
 import csv

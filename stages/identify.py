@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stages import artifacts
 from stages.artifacts import Metadata
 from stages.passes import group_means, nearest, predict
-from stages.runtime import Progress, resolve_device, silent
+from stages.runtime import Progress, reproducible, resolve_device, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,22 +92,27 @@ def assess(
 
     classes = len(found.centroids)
     cells = labels * classes + found.nearest
-    means = group_means(features, cells, classes * classes, progress=progress).to(torch.float64)
-    means = means.view(classes, classes, -1).cpu()
-    counts = torch.bincount(cells, minlength=classes * classes).view(classes, classes).cpu()
-    # Sums of products and of norms (along and across), for the whole and for each class.
+    counts = torch.bincount(cells, minlength=classes * classes).view(classes, classes)
+    # Of a thousand classes most cells are empty: means are taken of those that a pair needs, and of one for all others.
+    both = (
+        (torch.minimum(counts, counts.T) >= LEAST_IN_PAIR) & (counts.diagonal() > 0) & (counts.diagonal() > 0).unsqueeze(1)
+    )
+    needed = both.fill_diagonal_(True).flatten().nonzero().flatten()
+    place = torch.full((classes * classes,), len(needed), device=cells.device)
+    place[needed] = torch.arange(len(needed), device=cells.device)
+    of_cells = group_means(features, place[cells], len(needed) + 1, progress=progress).to(torch.float64).cpu()
+    place, both, counts = place.view(classes, classes).cpu(), both.cpu(), counts.cpu()
+    # Sums of products and of norms (along and across), for each class and for the whole.
     sums = torch.zeros(classes + 1, 4, dtype=torch.float64)
-    for i in range(classes):
-        for j in range(i + 1, classes):
-            there, back = int(counts[i, j]), int(counts[j, i])
-            if min(there, back) < LEAST_IN_PAIR or not counts[i, i] or not counts[j, j]:
-                continue
-            a, b = means[i, j] - means[j, j], means[j, i] - means[i, i]
-            line = torch.nn.functional.normalize(means[j, j] - means[i, i], dim=0)
-            across_a, across_b = a - (a @ line) * line, b - (b @ line) * line
-            measured = torch.stack([a @ b, a.norm() * b.norm(), across_a @ across_b, across_a.norm() * across_b.norm()])
-            for row in (i, j, classes):
-                sums[row] += there * back / (there + back) * measured
+    for i, j in both.triu(diagonal=1).nonzero().tolist():
+        there, back = int(counts[i, j]), int(counts[j, i])
+        rest_i, rest_j = of_cells[place[i, i]], of_cells[place[j, j]]
+        a, b = of_cells[place[i, j]] - rest_j, of_cells[place[j, i]] - rest_i
+        line = torch.nn.functional.normalize(rest_j - rest_i, dim=0)
+        across_a, across_b = a - (a @ line) * line, b - (b @ line) * line
+        measured = torch.stack([a @ b, a.norm() * b.norm(), across_a @ across_b, across_a.norm() * across_b.norm()])
+        for row in (i, j, classes):
+            sums[row] += there * back / (there + back) * measured
     distances = torch.cdist(found.centroids.double(), found.centroids.double()).cpu().fill_diagonal_(torch.inf)
     minority = found.minority
     sizes = counts.sum(dim=1)
@@ -120,8 +125,9 @@ def assess(
         elsewhere[index] = 0
         dispersion = None
         if 0 < away < size:
-            mean = (means[index] * elsewhere.unsqueeze(1)).sum(dim=0) / away
-            dispersion = round(float((mean - means[index, index]).norm() / distances[index].min()), 6)
+            # The minority's mean less the rest's, from the class's own mean.
+            apart = (found.centroids[index].double().cpu() - of_cells[place[index, index]]) * (size / away)
+            dispersion = round(float(apart.norm() / distances[index].min()), 6)
         mirror = _mirror(sums[index], away)
         rows.append(
             {
@@ -173,7 +179,7 @@ def run(
     base = artifacts.read("head", head) if head is not None else None
     artifacts.agree("d", data, base)
     classes = artifacts.check_labels(data, base.sizes["C"] if base else None, source=base)
-    with artifacts.outputs(features, head) as files:
+    with artifacts.outputs(features, head) as files, reproducible(0):
         x, labels = data["features"].to(target), data["labels"].to(target)
         found = identify(x, labels, classes=classes, progress=progress)
         right = None

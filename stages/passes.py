@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 # Python's share of the time vanishes.
 BLOCK_ROWS = 1024
 
+# Groups beyond which one-hot rows would be larger than the features.
+MANY_GROUPS = 256
+
 
 def blocks(*tensors: "Tensor", what: str = "", progress: Progress = silent) -> Iterator[tuple["Tensor", ...]]:
     """The tensors' rows, BLOCK_ROWS at a time, as views; `progress` counts them under the name `what`."""
@@ -33,8 +36,12 @@ def group_means(features: "Tensor", groups: "Tensor", count: int, *, progress: P
 
     sums = torch.zeros(count, features.shape[1], dtype=torch.float64, device=features.device)
     for rows, members in blocks(features, groups, what="means", progress=progress):
-        # A product with one-hot rows instead of index_add_, which is not deterministic on CUDA.
-        sums += torch.nn.functional.one_hot(members, count).T.to(torch.float64) @ rows.to(torch.float64)
+        if count > MANY_GROUPS:
+            # On CUDA this is deterministic where `runtime.reproducible` asks for it, and slow.
+            sums.index_add_(0, members, rows.to(torch.float64))
+        else:
+            # A product with one-hot rows is deterministic everywhere, and fast.
+            sums += torch.nn.functional.one_hot(members, count).T.to(torch.float64) @ rows.to(torch.float64)
     sizes = torch.bincount(groups, minlength=count).clamp(min=1)
     return (sums / sizes.unsqueeze(1)).to(torch.float32)
 

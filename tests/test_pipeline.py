@@ -97,7 +97,9 @@ class Project:
         for name in ("dvc.yaml", ".gitignore", ".dvcignore", "params.yaml"):
             shutil.copy(REPOSITORY / name, folder / name)
         for key, value in {
-            "data.train_size": 200, "data.val_size": 200, "data.test_size": 80, "train.epochs": 1, "update.steps": 20,
+            "data.train_size": 200, "data.val_size": 200, "data.test_size": 80, "train.epochs": 1,
+            "update.solver": "published", "update.steps": 20, "compare.methods": ["erm", "last-layer", "auto"],
+            "compare.seeds": 1,
         }.items():  # fmt: skip
             self.set(key, value)
         self.run("git", "init", "--quiet")
@@ -165,8 +167,10 @@ def test_pipeline_as_a_person_runs_it(tmp_path: Path) -> None:
     assert "index.html" in project.run("dvc", "plots", "show")
 
     # An experiment, and back to the first run: the cache has it, save for the metrics, which git keeps instead.
-    assert project.stages_run(project.run("dvc", "exp", "run", "-S", "update.steps=60")) == ["update", "evaluate"]
+    assert project.stages_run(project.run("dvc", "exp", "run", "-S", "update.solver=auto")) == ["update", "evaluate"]
+    automatic = project.artifacts()
     project.set("update.steps", 20)
+    project.set("update.solver", "published")
     assert project.stages_run(project.run("dvc", "repro")) == ["evaluate"]
     assert project.artifacts() == first
 
@@ -174,3 +178,7 @@ def test_pipeline_as_a_person_runs_it(tmp_path: Path) -> None:
     other = Project(tmp_path / "other")
     other.run("dvc", "repro")
     assert other.artifacts() == first
+    other.set("update.solver", "auto")
+    other.set("update.steps", 40)
+    other.run("dvc", "repro")
+    assert other.artifacts() == automatic

@@ -40,6 +40,19 @@ def test_demo_table_is_the_committed_run() -> None:
     assert table == expected
 
 
+def test_compare_table_is_the_committed_run() -> None:
+    found = committed("metrics/compare.json")["methods"]
+    rows = []
+    for method, selections in found.items():
+        cells = [method]
+        for selection in ("group-free", "group labels"):
+            row = selections.get(selection)
+            shown = [(row[key], row[f"{key}_std"]) for key in ("worst_group_accuracy", "mean_accuracy")] if row else []
+            cells += [f"{mean:.3f} ± {std:.3f}" for mean, std in shown] or ["-", "-"]
+        rows.append(f"| {' | '.join(cells)} |")
+    assert README.split("<!-- compare table")[1].split("\n\n")[0].splitlines()[3:] == rows
+
+
 def test_demos_table_is_the_committed_runs() -> None:
     rows = []
     for demo in ("text", "image"):

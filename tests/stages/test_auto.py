@@ -134,6 +134,23 @@ def test_the_mirror_by_hand() -> None:
     assert row["dispersion"] == pytest.approx(8 / (4.8**2 + 2**2) ** 0.5, abs=1e-6)
 
 
+def test_a_thousand_classes() -> None:
+    """Memory and time go with the cells that hold samples, not with the square of the classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(6000) % 1000
+    features = torch.randn(6000, 16, generator=generator)
+    features[torch.arange(6000), labels % 16] += 2.0
+    found = identify(features, labels)
+    said = assess(features, labels, found)
+    assert len(said.classes) == 1000 and sum(row["minority"] for row in said.classes) == int(found.minority.sum())
+    some = next(index for index, row in enumerate(said.classes) if 0 < row["minority"] < row["samples"])
+    own = labels == some
+    apart = features[own & found.minority].mean(dim=0) - features[own & ~found.minority].mean(dim=0)
+    others = torch.cdist(found.centroids[some : some + 1], found.centroids)[0]
+    others[some] = torch.inf
+    assert said.classes[some]["dispersion"] == pytest.approx(float(apart.norm() / others.min()), rel=1e-4)
+
+
 def test_no_minority_no_verdict() -> None:
     features, labels, _ = spurious(200, bias=1.0)
     features[:, 0] += 20 * (1 - labels)

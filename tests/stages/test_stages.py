@@ -369,8 +369,12 @@ def test_the_whole_chain_on_features_alone(nsf: Callable[..., Done]) -> None:
 
 
 @pytest.mark.usefixtures("own_splits")
-def test_group_labels_are_read_by_evaluate_alone(nsf: Callable[..., Done], own_features: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("solver", ["auto", "published"])
+def test_group_labels_are_read_by_evaluate_alone(
+    solver: str, nsf: Callable[..., Done], own_features: Callable[..., Path]
+) -> None:
     """Without attributes, or with wrong ones, every artifact before evaluate is the same, byte for byte."""
+    Path("params.yaml").write_text(f"update: {{solver: {solver}, steps: 50}}\n")
     tensors = planted()
     seen, scores = [], []
     for attributes in (tensors["attributes"], None, 1 - tensors["attributes"], torch.full((200,), -1)):

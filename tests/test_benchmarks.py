@@ -1,0 +1,69 @@
+"""benchmarks/: docs/method.md holds what was measured, and the sets are what they say."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks import method, sets
+from benchmarks.pools import POOLS, Pool
+from benchmarks.sets import FeatureSet, draw
+
+
+def test_the_page_s_tables_are_the_committed_results() -> None:
+    lines = [json.loads(line) for line in method.RESULTS.read_text().splitlines()]
+    page = method.DOCS.read_text(encoding="utf-8")
+    assert page.split(method.BEGIN)[1].split(method.END)[0].strip() == method.tables(lines).strip()
+
+
+def test_there_are_sets_of_every_kind() -> None:
+    assert len({pool.name for pool in POOLS}) == len(POOLS)
+    for role in ("tune", "report"):
+        chosen = [pool for pool in POOLS if pool.role == role]
+        assert {len(pool.classes) for pool in chosen} == {2, 4, 5, 10}
+        assert {pool.kind for pool in chosen} == {"resnet18", "efficientnet", "minilm"}
+        assert {pool.biased for pool in chosen} == {True, False}
+    main = {(part.pool.name, part.bias) for name, part in method.sets() if name == "main"}
+    assert len(main) >= 40
+
+
+@pytest.fixture
+def pool(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    """A pool of 800 random features, as if it were cached; column 0 numbers the rows."""
+    folder = tmp_path_factory.mktemp("cache")
+    labels = torch.arange(800) % 2
+    attributes = torch.arange(800) // 2 % 2
+    features = torch.arange(800.0).unsqueeze(1).repeat(1, 3)
+    made = {"features": features, "labels": labels, "attributes": attributes}
+    for name in ("val", "test"):
+        save_file(made, folder / f"{name}.safetensors")
+    save_file({"weight": torch.eye(2, 3), "bias": torch.zeros(2)}, folder / "head.safetensors")
+    monkeypatch.setattr(sets, "make", lambda _: folder)
+    sets._loaded.cache_clear()
+    return Pool("planted", "tune", "resnet18", 0.9, ("a", "b"), (0, 1))
+
+
+def test_a_draw_is_of_its_bias_size_and_imbalance(pool: Pool) -> None:
+    drawn = draw(FeatureSet(pool, 0.9, 200))
+    assert len(drawn.labels) == 200 and drawn.labels.bincount().tolist() == [100, 100]
+    assert float((drawn.labels == drawn.attributes).double().mean()) == pytest.approx(0.9)
+    rows = drawn.features[:, 0].long()
+    assert len(rows.unique()) == 200 and torch.equal(rows % 2, drawn.labels)
+    assert torch.equal(draw(FeatureSet(pool, 0.9, 200)).features, drawn.features)
+    assert not torch.equal(draw(FeatureSet(pool, 0.9, 200, seed=1)).features, drawn.features)
+    uneven = draw(FeatureSet(pool, 0.75, 120, imbalance=5.0)).labels.bincount().tolist()
+    assert uneven == [100, 20]
+
+
+def test_label_noise_flips_labels_alone(pool: Pool) -> None:
+    clean, noisy = (draw(FeatureSet(pool, 0.9, 200, noise=noise)) for noise in (0.0, 0.2))
+    assert torch.equal(clean.features, noisy.features) and torch.equal(clean.attributes, noisy.attributes)
+    assert 0.1 < float((clean.labels != noisy.labels).double().mean()) < 0.3
+
+
+def test_worst_group_by_hand(pool: Pool) -> None:
+    """A head that always says class 0 is wrong on both groups of class 1."""
+    drawn = draw(FeatureSet(pool, 0.9, 200))
+    always = (torch.zeros(2, 3), torch.tensor([1.0, 0.0]))
+    assert drawn.worst_group(*always) == 0.0 and drawn.mean(*always) == 0.5
