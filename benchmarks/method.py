@@ -89,7 +89,7 @@ def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
         "train_bias": chosen.pool.bias, "val_bias": chosen.bias, "size": len(y), "noise": chosen.noise,
         "imbalance": chosen.imbalance, "seed": chosen.seed, "gap": round(_gap(drawn), 4),
         "minority": int((drawn.attributes % classes != y).sum()),
-        "verdict": repaired.verdict.bias, "mirror": repaired.verdict.mirror, "evidence": repaired.evidence,
+        "verdict": repaired.verdict.bias, "mirror": repaired.verdict.mirror, "recovered": repaired.recovered,
         "kept": repaired.kept, "seconds": round(seconds, 2),
         "erm": drawn.worst_group(*base), "erm_mean": drawn.mean(*base),
         "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),

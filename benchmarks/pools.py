@@ -128,7 +128,8 @@ POOLS: tuple[Pool, ...] = (
         "editorial-product-95", "report", "minilm", 0.95, ("positive", "negative"), ("editorial", "product"),
         1, 1000, 1600, 400,
     ),
-    Pool("movie-editorial-50", "report", "minilm", 0.50, ("positive", "negative"), ("movie", "editorial"), 1, **TEXT),
+    Pool("movie-editorial-50", "tune", "minilm", 0.50, ("positive", "negative"), ("movie", "editorial"), 1, **TEXT),
+    Pool("tweet-product-50", "report", "minilm", 0.50, ("positive", "negative"), ("tweet", "product"), 2, 1000, 1600, 400),
     # A pretrained encoder, frozen.
     Pool("lite-coat-dress-95", "tune", "efficientnet", 0.95, ("coat", "dress"), (2, 5), 0, 3000, 4000, 2000),
     Pool("lite-shirt-pullover-95", "report", "efficientnet", 0.95, ("shirt", "pullover"), (0, 8), 1, 3000, 4000, 2000),

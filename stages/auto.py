@@ -36,10 +36,11 @@ LEAST_DRAWN = 5
 LEAST_CELL = 4
 # A group of fewer samples says nothing about accuracies.
 LEAST_SCORED = 3
-# The repair is carried when MIRROR - RECOVERED * (rates of right predictions, out of fold, on minority and rest, minus 1)
-# is at most this; see docs/method.md, "When the base head is kept".
-RECOVERED = 0.5
-EVIDENCE = -0.53
+# The repair is carried when it recovers at least this (see `Evidence`), and mirror - WEIGHT * recovered is at most LIMIT;
+# see docs/method.md, "When the base head is kept".
+LEAST_RECOVERED = 0.3
+WEIGHT = 0.5
+LIMIT = -0.53
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Repaired:
         verdict: of `identify`.
         retrained: None where the verdict alone has decided.
         kept: why the base head is kept, in words; None where it is not.
-        evidence: what decides beside the verdict, see `evidence`; None where the verdict alone has decided.
+        recovered: what decides beside the verdict, see `recovered`; None where the verdict alone has decided.
     """
 
     weight: "Tensor"
@@ -77,7 +78,7 @@ class Repaired:
     verdict: Verdict
     retrained: Retrained | None
     kept: str | None
-    evidence: float | None
+    recovered: float | None
 
 
 def repair(
@@ -118,24 +119,29 @@ def repair(
     new = retrain(
         features, labels, found.nearest, classes=classes, regularization=regularization, seed=seed, progress=progress
     )  # fmt: skip
-    weighed = evidence(verdict, labels, new)
-    if must or (weighed is not None and weighed <= EVIDENCE):
-        return Repaired(new.weight, new.bias, verdict, new, None, weighed)
+    gained = recovered(labels, new)
+    if must or carried(verdict, gained):
+        return Repaired(new.weight, new.bias, verdict, new, None, gained)
     assert base is not None
-    return Repaired(*base, verdict, new, "cross-validation does not carry the repair", weighed)
+    return Repaired(*base, verdict, new, "cross-validation does not carry the repair", gained)
 
 
-def evidence(verdict: Verdict, labels: "Tensor", new: Retrained) -> float | None:
-    """The verdict's mirror, less half of what the repair recovers out of fold; None where there is no minority to tell.
+def recovered(labels: "Tensor", new: Retrained) -> float | None:
+    """Accuracy out of fold on the minority plus that on the rest, minus 1 (Youden's J); None where either is empty.
 
-    What it recovers is the accuracy on the minority plus that on the rest minus 1 (Youden's J): zero where a head can do
-    no more than trade one for the other, as with flipped labels or classes that look alike.
+    Zero where a head can do no more than trade one for the other, as with flipped labels or classes that look alike.
     """
     minority = new.attributes != labels
-    if verdict.mirror is None or not bool(minority.any()) or bool(minority.all()):
+    if not bool(minority.any()) or bool(minority.all()):
         return None
-    recovered = float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
-    return verdict.mirror - RECOVERED * recovered
+    return float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
+
+
+def carried(verdict: Verdict, gained: float | None) -> bool:
+    """Whether the mirror and what the repair recovers speak for it, together."""
+    if verdict.mirror is None or gained is None:
+        return False
+    return gained >= LEAST_RECOVERED and verdict.mirror - WEIGHT * gained <= LIMIT
 
 
 def retrain(

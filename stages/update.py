@@ -169,7 +169,7 @@ def run(
 
     Returns:
         A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`; of solver "auto"
-        `verdict`, `evidence`, `pseudo_minority` and `penalty` too, None where they were not needed.
+        `verdict`, `mirror`, `recovered`, `pseudo_minority` and `penalty` too, None where they were not needed.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;
@@ -213,7 +213,8 @@ def run(
             )  # fmt: skip
             extra = {
                 "verdict": repaired.verdict.bias,
-                "evidence": None if repaired.evidence is None else round(repaired.evidence, 6),
+                "mirror": repaired.verdict.mirror,
+                "recovered": None if repaired.recovered is None else round(repaired.recovered, 6),
                 "pseudo_minority": None if attributes is None else int((attributes != labels).sum()),
                 "penalty": again.penalty if again is not None else None,
             }
