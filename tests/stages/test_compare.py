@@ -184,7 +184,8 @@ def test_unknown_method() -> None:
 def test_progress_counts_the_settings() -> None:
     calls: list[tuple[str, int, int]] = []
     compare(**given(progress=lambda *call: calls.append(call), methods=["erm", "last-layer", "erm"]))
-    assert calls == [("compare", step + 1, 10) for step in range(10)]
+    total = 2 * (1 + len(BASELINES["last-layer"].grid))
+    assert calls == [("compare", step + 1, total) for step in range(total)]
 
 
 # --------------------------------------------------------------------------------------------------------- on files
