@@ -3,8 +3,9 @@
     python -m benchmarks.method              # the pools of role report: an hour of CPU, once `benchmarks.pools` are made
     python -m benchmarks.method --docs       # write what was measured into docs/method.md, tables and curves
 
-Constants of `stages.identify` and `stages.auto` were chosen on the pools of role "tune" alone; the tables tell both roles
-apart. Group labels are read for scoring and by the oracle. One JSON line per set in benchmarks/results/method.jsonl.
+Constants of `stages.identify` and `stages.auto` were chosen on the pools of role "tune", save for one (docs/method.md says
+which); the tables tell both roles apart. Group labels are read for scoring and by the oracle. One JSON line per set in
+benchmarks/results/method.jsonl.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,6 +27,7 @@ from stages import baselines
 from stages.auto import folds, group_balanced, held_out, repair, retrain
 from stages.identify import identify
 from stages.logistic import fit, moments
+from stages.passes import predict
 
 DOCS = REPOSITORY / "docs/method.md"
 BEGIN, END = "<!-- results: written by python -m benchmarks.method --docs -->", "<!-- end of results -->"
@@ -70,8 +73,7 @@ def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
     # Where a group is too small for the size, a smaller split.
     for share in (1.0, 0.8, 0.6, 0.4):
         try:
-            drawn = draw(FeatureSet(chosen.pool, chosen.bias, round(chosen.size * share), chosen.seed, chosen.noise,
-                                    chosen.imbalance))  # fmt: skip
+            drawn = draw(replace(chosen, size=round(chosen.size * share)))
             break
         except ValueError:
             continue
@@ -106,7 +108,7 @@ def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
 
 def _gap(drawn: Drawn) -> float:
     """How much worse the base head is on test samples whose attribute contradicts the class."""
-    right = (drawn.test_features @ drawn.weight.T + drawn.bias).argmax(dim=1) == drawn.test_labels
+    right = predict(drawn.test_features, drawn.weight, drawn.bias) == drawn.test_labels
     agrees = drawn.test_attributes % drawn.classes == drawn.test_labels
     return float(right[agrees].double().mean() - right[~agrees].double().mean())
 
@@ -178,6 +180,9 @@ def curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel(label)
         if key == "size":
             axis.set_xscale("log")
+            # Plain numbers, few enough to be read.
+            axis.set_xticks([200, 500, 1000, 3000], ["200", "500", "1,000", "3,000"])
+            axis.minorticks_off()
     axes[0].set_ylabel("worst-group accuracy")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize=7)
     figure.savefig(path, metadata={"Date": None})
@@ -217,11 +222,12 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
                 text.append(_row(title, found, columns))
         text += ["", *_verdicts([line for line in lines if line["role"] == role]), ""]
     text += [
-        "## Sweeps",
+        "### Sweeps",
         "",
-        "| sweep | pool | value | sets | ERM | last layer | auto | oracle | base kept |",
-        "|" + " --- |" * 9,
+        "![Worst-group accuracy over validation bias, size and class imbalance](method-sweeps.svg)",
+        "",
     ]
+    text += _head("sweep | pool | value | sets | ERM | last layer | auto | oracle | base kept")
     for part, key in (("size", "size"), ("bias", "val_bias"), ("imbalance", "imbalance")):
         found = [line for line in lines if line["part"] == part]
         for name, value in sorted({(line["pool"], line[key]) for line in found}):

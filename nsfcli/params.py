@@ -40,7 +40,7 @@ TextColumn = Annotated[str | None, Field(description="Column with the text, wher
 SecondTextColumn = Annotated[str | None, Field(description="Column with the second text, where it is pairs.")]
 LabelColumn = Annotated[str, Field(description="Column with the class.")]
 AttributeColumn = Annotated[
-    str | list[str] | None, Field(description="Column with the attribute, or several; read by evaluate alone.")
+    str | list[str] | None, Field(description="Column with the attribute, or several; read by evaluate and compare alone.")
 ]
 ClassNames = Annotated[list[str] | None, Field(description="Names of classes 0, 1, ...")]
 AttributeNames = Annotated[list[str] | None, Field(description="Names of attributes 0, 1, ...")]

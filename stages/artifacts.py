@@ -365,6 +365,22 @@ def check_lineage(artifact: Artifact, **inputs: Artifact | None) -> None:
             )
 
 
+def check_known(features: Artifact, classes: int, source: Artifact | None, *, do: str) -> None:
+    """Refuse labels beyond the classes of `source`, the artifact that `classes` comes from.
+
+    Raises:
+        Mismatch: a label is beyond the classes.
+    """
+    highest = int(features["labels"].max())
+    if highest >= classes:
+        raise Mismatch(
+            f"holds label {highest}, where {source.path if source else 'the head'} has {classes} classes "
+            f"(0 to {classes - 1})",
+            where=features.path,
+            do=do,
+        )
+
+
 def check_labels(features: Artifact, classes: int | None = None, *, source: Artifact | None = None) -> int:
     """The number of classes C, after checking that every class has a sample.
 
@@ -379,14 +395,9 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
     """
     import torch
 
+    if classes is not None:
+        check_known(features, classes, source, do="give the head of the model that these features come from")
     highest = int(features["labels"].max())
-    if classes is not None and highest >= classes:
-        raise Mismatch(
-            f"holds label {highest}, where {source.path if source else 'the head'} has {classes} classes "
-            f"(0 to {classes - 1})",
-            where=features.path,
-            do="give the head of the model that these features come from",
-        )
     if highest >= features.sizes["n"]:
         # More classes than samples: told here, for a count of so many classes may not even fit into memory.
         raise BadValues(

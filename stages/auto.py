@@ -87,7 +87,6 @@ def repair(
     base: "tuple[Tensor, Tensor] | None",
     *,
     found: Identified | None = None,
-    verdict: Verdict | None = None,
     classes: int | None = None,
     regularization: float | None = None,
     force: bool = False,
@@ -100,7 +99,7 @@ def repair(
         features: (n, d) float32.
         labels: (n,) int64 in [0, C).
         base: the base head (C, d), (C,); without it the new head is returned whatever was found.
-        found, verdict: what `identify` and `assess` give; made here by default.
+        found: what `identify` gives; made here by default.
         classes: C; by default the base head's or the highest label plus one.
         regularization: scikit-learn's C; by default cross-validated.
         force: return the new head whatever was found.
@@ -110,20 +109,19 @@ def repair(
         classes = len(base[1]) if base is not None else int(labels.max()) + 1
     if found is None:
         found = identify(features, labels, classes=classes, progress=progress)
-    if verdict is None:
-        right = predict(features, *base, progress=progress) == labels if base is not None else None
-        verdict = assess(features, labels, found, right, progress=progress)
-    must = force or base is None
-    if base is not None and not force and verdict.bias != BIASED:
-        return Repaired(*base, verdict, None, f"the verdict is '{verdict.bias}'", None)
+    right = predict(features, *base, progress=progress) == labels if base is not None else None
+    verdict = assess(features, labels, found, right, progress=progress)
+    # What there is to fall back on.
+    kept = None if force else base
+    if kept is not None and verdict.bias != BIASED:
+        return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None)
     new = retrain(
         features, labels, found.nearest, classes=classes, regularization=regularization, seed=seed, progress=progress
     )  # fmt: skip
     gained = recovered(labels, new)
-    if must or carried(verdict, gained):
+    if kept is None or carried(verdict, gained):
         return Repaired(new.weight, new.bias, verdict, new, None, gained)
-    assert base is not None
-    return Repaired(*base, verdict, new, "cross-validation does not carry the repair", gained)
+    return Repaired(*kept, verdict, new, "cross-validation does not carry the repair", gained)
 
 
 def recovered(labels: "Tensor", new: Retrained) -> float | None:

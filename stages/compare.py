@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stages import artifacts, metrics
 from stages.baselines import BASELINES, Baseline, Head
-from stages.errors import BadParameter, BadValues, Mismatch
+from stages.errors import BadParameter, BadValues
 from stages.identify import identify
 from stages.passes import predict
 from stages.runtime import Progress, reproducible, resolve_device, silent
@@ -289,12 +289,7 @@ def run(
     base = artifacts.read("head", head)
     artifacts.agree("d", data, held_out, base)
     classes = artifacts.check_labels(data, base.sizes["C"], source=base)
-    if int(held_out["labels"].max()) >= classes:
-        raise Mismatch(
-            f"holds label {int(held_out['labels'].max())}, where {base.path} has {classes} classes (0 to {classes - 1})",
-            where=held_out.path,
-            do="give test features of the same classes",
-        )
+    artifacts.check_known(held_out, classes, base, do="give test features of the same classes")
     names = data.class_names(classes)
     counts = torch.bincount(data["labels"], minlength=classes)
     if int(counts.min()) < FOLDS:

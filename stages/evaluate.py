@@ -11,7 +11,6 @@ from typing import Any
 
 from stages import artifacts, metrics
 from stages.artifacts import Metadata
-from stages.errors import Mismatch
 from stages.passes import predict
 from stages.runtime import Progress, resolve_device, silent
 
@@ -46,13 +45,7 @@ def run(
     artifacts.agree("d", data, new, base)
     classes = artifacts.agree("C", base, new)
     artifacts.check_lineage(new, head=base)
-    highest = int(data["labels"].max())
-    if highest >= classes:
-        raise Mismatch(
-            f"holds label {highest}, where {new.path} has {classes} classes (0 to {classes - 1})",
-            where=data.path,
-            do="give test features of the same classes",
-        )
+    artifacts.check_known(data, classes, new, do="give test features of the same classes")
     names = data.class_names(classes)
     with artifacts.outputs(features, update, head) as files:
         x, labels, attributes = data["features"].to(target), data["labels"], data.get("attributes")
