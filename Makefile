@@ -7,7 +7,7 @@ INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 
 # The pipeline's commands are `nsf ...`, found on the PATH as in an activated environment.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo demo-text demo-image test clean
+.PHONY: demo demo-text demo-image test bench clean
 
 demo: $(VENV)/installed
 	@dvc repro
@@ -22,6 +22,11 @@ test: $(VENV)/installed-dev
 	@ruff format --check .
 	@mypy
 	@pytest -n auto
+
+# One table of speed and memory, kept in benchmarks/results/speed.json: an hour of a machine that does nothing else, 5 GB of
+# disk. `make bench BENCH="--only eliminate update"` measures these sections again; see benchmarks/speed.py.
+bench: $(VENV)/installed-dev
+	@python -m benchmarks.speed $(BENCH)
 
 clean:
 	rm -rf $(VENV) artifacts demos/*/artifacts demos/text/encoder

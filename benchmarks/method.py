@@ -118,7 +118,7 @@ def _last_layer(drawn: Drawn, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = drawn.features, drawn.labels
     penalties = (10.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
     scaling, weights = moments(x), torch.full((len(y),), 1 / len(y))
-    guesses = held_out(x, y, weights, folds(len(y), seed), classes=drawn.classes, penalties=penalties, scaling=scaling)
+    guesses, _ = held_out(x, y, weights, folds(len(y), seed), classes=drawn.classes, penalties=penalties, scaling=scaling)
     merits = [float((logits.argmax(dim=1) == y).double().mean()) for logits in guesses]
     best = penalties[merits.index(max(merits))]
     heads = fit(x, y, weights.unsqueeze(0), classes=drawn.classes, penalty=best, scaling=scaling)

@@ -1,8 +1,10 @@
 """The Typer app; the one place where an error becomes a sentence and an exit code."""
 
+import functools
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +15,8 @@ from typer.core import TyperGroup
 from nsfcli import __version__
 from nsfcli.command import Settings
 from nsfcli.console import Console
-from stages.errors import UserError
+from stages import distributed
+from stages.errors import BadParameter, UserError
 
 # The subcommands, in pipeline order, and the help panel of each; a module of that name holds the function of that name.
 COMMANDS = {
@@ -35,15 +38,49 @@ COMMANDS = {
 # Options of every command: they may stand before or after its name. Value: whether the option takes a value.
 GLOBAL_OPTIONS = {"--json": False, "--quiet": False, "--debug": False, "--params": True, "--device": True}
 
+# Where a context holds all arguments as they were given.
+ARGUMENTS = "nsf.arguments"
+
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 
+class Commands(Mapping[str, Any]):
+    """The subcommands by name, each imported when it is asked for: a stage does not wait for the other commands."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            if name not in COMMANDS:
+                raise KeyError(name)
+            function = getattr(import_module(f"nsfcli.{name}"), name)
+            alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+            alone.command(name, help=_paragraphs(function.__doc__), rich_help_panel=COMMANDS[name])(_placed(name, function))
+            self._made[name] = typer.main.get_command(alone)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
 class Group(TyperGroup):
     """The top-level command: takes global options anywhere, and turns errors into sentences and exit codes."""
 
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = Commands()  # type: ignore[assignment]
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, hoist(args))
 
     def invoke(self, ctx: Any) -> Any:
@@ -138,15 +175,43 @@ def nsf(
     ctx.obj = Settings(Console(as_json=json, quiet=quiet), params, device, debug)
 
 
-for _name, _panel in COMMANDS.items():
-    _command = getattr(import_module(f"nsfcli.{_name}"), _name)
-    app.command(_name, help=_paragraphs(_command.__doc__), rich_help_panel=_panel)(_command)
+def _placed(name: str, function: Callable[..., None]) -> Callable[..., None]:
+    """The command in the processes where it belongs: here, or in several that `distributed.launch` starts."""
+
+    @functools.wraps(function)
+    def command(ctx: typer.Context, **options: Any) -> None:
+        from nsfcli import launch, params
+
+        settings: Settings = ctx.obj
+        if name not in launch.STAGES:
+            if distributed.size() > 1:
+                raise BadParameter(f"`nsf {name}` runs in one process", where="torchrun", do="run it without torchrun")
+        # Started by a launcher there is nothing more to start.
+        elif "RANK" not in os.environ and (words := params.launch(settings.params)) is not None:
+            raise typer.Exit(launch.launched(words, ctx.meta[ARGUMENTS], settings.params, debug=settings.debug))
+        function(ctx, **options)
+
+    return command
+
+
+def _terminated(number: int, frame: Any) -> None:
+    # torchrun ends all processes when one has ended, perhaps before the first has noticed and said so.
+    if distributed.size() > 1 and distributed.rank() == 0 and not Console.failed:
+        Console().error("torchrun has ended this process: another of this run has ended before, or it was told to stop.")
+    sys.exit(EXIT_TERMINATED)
 
 
 def main() -> None:
     """The entry point `nsf`."""
     # A polite kill cleans up like an interruption: temporary files go, nothing half-written stays.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    signal.signal(signal.SIGTERM, _terminated)
+    # OpenMP's threads sleep while they wait for each other: on cores that others use too, spinning takes many times as long
+    # (docs/scale.md). It reads this once, when PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if distributed.size() > 1:
+        from nsfcli.launch import work
+
+        work(app)
     try:
         app()
     except KeyboardInterrupt:

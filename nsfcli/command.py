@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from nsfcli.console import Console
-from stages import artifacts
 
 MODEL = Path("artifacts/model")
 FEATURES = Path("artifacts/features")
@@ -45,6 +44,9 @@ def base_head(head: Path | None, features: Path, standard_features: Path) -> Pat
         return head
     if features != standard_features:
         return None
+    # Here, for it takes a while to import, and only a command that runs needs it.
+    from stages import artifacts
+
     return HEAD if HEAD.exists() or artifacts.written_by_nsf(features) else None
 
 

@@ -5,16 +5,23 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stages.runtime import Progress
+if TYPE_CHECKING:
+    from stages.runtime import Progress
 
 # Work that ends sooner shows no progress bar.
 PATIENCE_SECONDS = 1.0
 
 
 class Console:
-    """Human tables, one JSON object (`--json`), or nothing but errors (`--quiet`)."""
+    """Human tables, one JSON object (`--json`), or nothing but errors (`--quiet`).
+
+    Attributes:
+        failed: whether this process has said why it fails.
+    """
+
+    failed = False
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False):
         self.as_json, self.quiet = as_json, quiet
@@ -41,10 +48,11 @@ class Console:
 
     def error(self, text: str) -> None:
         """Why a command failed, in one sentence; shown whatever was asked for."""
+        Console.failed = True
         sys.stderr.write(f"nsf: {text}\n")
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
+    def progress(self) -> Iterator["Progress"]:
         """A progress callback for a stage: a bar with rate and remaining time, on a terminal, for what takes a while."""
         if self.quiet or not sys.stderr.isatty():
             yield lambda what, done, total: None

@@ -27,6 +27,7 @@ def extract(
     Reads the data and artifacts/model or, where `nsf train` made none, the trained classifier of section model; writes
     artifacts/features/SPLIT.safetensors (`features` (n,d), `labels`, `ids` and,
     where the data has them, `attributes` (n,)) and artifacts/head.safetensors (`weight` (C,d), `bias` (C,)).
+    A run that was cut off goes on where it was: finished parts lie in a hidden folder beside the features.
     """
     from stages.extract import run
 
@@ -49,6 +50,9 @@ def extract(
             f"The model's classes have other names than the data's; they are matched by number, and called "
             f"{', '.join(summary['classes'][:10])} as the model does."
         )
+    resumed, samples = sum(summary["resumed"].values()), sum(summary["samples"].values()) + sum(summary["skipped"].values())
+    if resumed:
+        settings.console.message(f"{resumed} of {samples} samples were done by a run that was cut off.")
     skipped = sum(summary["skipped"].values())
     if skipped:
         settings.console.message(f"Skipped {skipped} samples that cannot be read, the first: {summary['first_skipped']}")

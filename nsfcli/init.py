@@ -16,7 +16,6 @@ from nsfcli import params
 from nsfcli.command import HEAD, TEST, VAL, Settings
 from nsfcli.presets import PRESETS
 from stages.errors import BadParameter, CannotWrite, MissingFile
-from stages.models.checkpoints import SUFFIXES
 
 # The names of the presets; the value of --preset is checked against them by Typer.
 Preset = StrEnum("Preset", list(PRESETS))  # type: ignore[misc]
@@ -184,6 +183,9 @@ def _data(folder: Path, images: Path | None, table: Path | None, columns: Mappin
 
 def _complete(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     """The model section, its source told from what is given."""
+    # Here, for it brings in half of stages/, and `nsf --help` does without.
+    from stages.models.checkpoints import SUFFIXES
+
     if "source" not in model:
         model["source"] = "transformers" if "name" in model else "callable" if "function" in model else "torchvision"
     weights = str(model.get("weights", ""))

@@ -29,7 +29,8 @@ Auto = Literal["auto"]
 class Section(BaseModel):
     """A section of params.yaml: no unknown keys, no silent conversions."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    # A command reads a few of the sections: the validators of the others are never built.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 FORMAT = "How the data is laid out."
@@ -233,6 +234,8 @@ class ExtractSection(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of the forward pass; auto is float32 on CPU and mixed on GPU."
     )
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="What the features are stored as.")
+    shard_samples: Size | None = Field(None, description="Samples a features file; null writes one file a split.")
 
 
 class IdentifySection(Section):
@@ -275,6 +278,14 @@ class CompareSection(Section):
     methods: list[Method] = Field(list(get_args(Method)), min_length=1, description="Which methods to compare.")
 
 
+class DistributedSection(Section):
+    """Several processes for the six stages; results do not depend on it, so no stage of dvc.yaml does."""
+
+    launch: str | None = Field(
+        None, min_length=1, description="What starts them, such as torchrun --nproc-per-node 2; null is one process."
+    )
+
+
 # The key that tells apart the variants of a section, and the variant where none is named.
 TAGS = {"data": ("format", None), "model": ("source", "torchvision")}
 
@@ -301,6 +312,7 @@ SECTIONS: Mapping[str, tuple[type[Section], ...]] = {
     "update": (UpdateSection,),
     "evaluate": (EvaluateSection,),
     "compare": (CompareSection,),
+    "distributed": (DistributedSection,),
 }
 
 
@@ -392,6 +404,17 @@ def load(command: str, overrides: Mapping[str, str | None], path: Path | None = 
         if name in content or name in given or name in used:
             sections[name] = _section(name, content.get(name), given.get(name, {}), where, command)
     return sections
+
+
+def launch(path: Path | None = None) -> str | None:
+    """What starts the processes of a stage, from `distributed.launch` of params.yaml; None for one process.
+
+    Raises:
+        MissingFile, BadParameter: as `load`.
+    """
+    section = _section("distributed", _read_yaml(path).get("distributed"), {}, str(path or STANDARD_PATH), "distributed")
+    assert isinstance(section, DistributedSection)
+    return section.launch
 
 
 def check(content: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Section]:

@@ -5,23 +5,31 @@ with which parameters, from which inputs (by fingerprint). Metadata are optional
 frameworks enter, and always written.
 """
 
+import errno
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from stages import distributed
 from stages.errors import BadValues, CannotWrite, Mismatch, MissingFile, UserError, WrongArtifact
+from stages.rows import BLOCK_ROWS, Part, Rows
+from stages.runtime import threads
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 SCHEMA_VERSION = "1"
+
+# What the index of features in shards ends with: val.safetensors.index.json.
+INDEX_SUFFIX = ".index.json"
 
 # What is moved at once within a file.
 COPY_BYTES = 1 << 24
@@ -161,23 +169,48 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact as read: tensors checked against its kind, floats as float32, integers as int64."""
+    """An artifact as read: tensors checked against its kind, floats as float32, integers as int64.
+
+    `stored`: the features (n, d) of a features artifact as they lie in its files, all of them.
+    """
 
     kind: str
     path: Path
     tensors: Mapping[str, "Tensor"]
     metadata: Metadata
     sizes: Mapping[str, int]
+    stored: Rows | None = None
 
     def __getitem__(self, name: str) -> "Tensor":
+        """A tensor, whole; large features are better read as `rows`."""
+        if name == "features" and self.stored is not None:
+            return self.stored.tensor()
         return self.tensors[name]
 
     def get(self, name: str) -> "Tensor | None":
-        return self.tensors.get(name)
+        return self[name] if name in self.names else None
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors that it holds."""
+        return {*self.tensors, *(["features"] if self.stored is not None else [])}
+
+    @property
+    def rows(self) -> Rows:
+        """The features that this process works on: all of them, or its share where there are several processes."""
+        assert self.stored is not None
+        return self.stored.share()
+
+    def own(self, name: str) -> "Tensor":
+        """The values of an (n,) tensor that belong to this process's samples; n of any artifact of these samples."""
+        start, stop = distributed.share(len(self.tensors[name]), BLOCK_ROWS)
+        return self.tensors[name][start:stop]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the tensors that the kind's lineage is made of."""
+        """Of the tensors that the kind's lineage is made of; the same for features in one file and in shards."""
+        if self.stored is not None:
+            return _fingerprint_of_rows(self.stored, self.tensors["labels"])
         names = KINDS[self.kind].fingerprinted or tuple(self.tensors)
         return fingerprint({name: self.tensors[name] for name in names})
 
@@ -198,20 +231,115 @@ def read(kind: str, path: Path) -> Artifact:
         BadValues: no samples, values that are not finite, or labels below zero.
     """
     path, made_by = Path(path), f"`nsf {KINDS[kind].stage}` makes it"
-    tensors, metadata = _open(kind, path, made_by)
-    names = sorted(tensors)
+    files = _shards(path) if kind == "features" else None
+    opened = [_open(kind, file, made_by) for file in files or [path]]
+    metadata = opened[0][1]
     sizes: dict[str, int] = {}
     checked: dict[str, Tensor] = {}
+    stored: Rows | None = None
     for name, column in KINDS[kind].columns.items():
-        if name not in tensors:
+        missing = [file for file, (tensors, _) in zip(files or [path], opened, strict=True) if name not in tensors]
+        if missing:
             if column.optional:
                 continue
-            held = ", ".join(names[:10]) or "nothing"
+            held = ", ".join(sorted(_open(kind, missing[0], made_by)[0])[:10]) or "nothing"
             raise WrongArtifact(
-                f"holds no tensor '{name}' (it holds {held})", where=path, do=f"give the {kind} artifact: {made_by}"
+                f"holds no tensor '{name}' (it holds {held})", where=missing[0],
+                do=f"give the {kind} artifact: {made_by}",
+            )  # fmt: skip
+        pieces = [tensors[name] for tensors, _ in opened]
+        if kind == "features" and name == "features":
+            stored = _rows(files or [path], pieces, column, sizes)
+        else:
+            checked[name] = _checked(name, column, _joined(name, files or [path], pieces), sizes, path)
+    return Artifact(kind, path, checked, metadata, sizes, stored)
+
+
+def _shards(path: Path) -> list[Path] | None:
+    """The files of features in shards, in order, where `path` is their index or only their index is there.
+
+    The index is Hugging Face's: `weight_map` names the files, each of which is a features file of its own rows.
+
+    Raises:
+        WrongArtifact: the index is damaged or names no file.
+        MissingFile: a shard is not there.
+    """
+    index = path if path.name.endswith(INDEX_SUFFIX) else path.with_name(path.name + INDEX_SUFFIX)
+    if (index != path and path.exists()) or not index.is_file():
+        return None
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WrongArtifact("is no index of features in shards", where=index, do="run `nsf extract` again") from error
+    if not names or any(Path(name).name != name for name in names):
+        raise WrongArtifact("names no shards beside it", where=index, do="run `nsf extract` again")
+    for name in names:
+        if not (index.parent / name).exists():
+            raise MissingFile(
+                f"there is no such file, and {index.name} names it", where=index.parent / name, do="run `nsf extract` again"
             )
-        checked[name] = _checked(name, column, tensors[name], sizes, path)
-    return Artifact(kind, path, checked, metadata, sizes)
+    return [index.parent / name for name in names]
+
+
+def _rows(files: Sequence[Path], pieces: "Sequence[Tensor]", column: Column, sizes: dict[str, int]) -> Rows:
+    """Features as they lie in their files, checked; the sizes n and d are set.
+
+    Raises:
+        WrongArtifact, BadValues: as `read`, of all processes the same.
+    """
+    import torch
+
+    kept = (torch.float32, torch.float16, torch.bfloat16)
+    parts = []
+    for file, piece in zip(files, pieces, strict=True):
+        own: dict[str, int] = {}
+        _check_shape("features", column, piece, own, file)
+        if own["d"] != sizes.setdefault("d", own["d"]):
+            raise WrongArtifact(f"'features' has {own['d']} features, where {files[0]} has {sizes['d']}", where=file)
+        if piece.dtype != pieces[0].dtype:
+            raise WrongArtifact(f"'features' are stored as {piece.dtype}, in {files[0]} as {pieces[0].dtype}", where=file)
+        held = piece if piece.dtype in kept else piece.to(torch.float32)
+        parts.append(Part(held, file, header(file)[1]["features"][0]) if held is piece else Part(held))
+    rows = Rows(parts)
+    sizes["n"] = len(rows)
+    _check_finite_rows(rows, files)
+    return rows
+
+
+def _joined(name: str, files: Sequence[Path], pieces: "Sequence[Tensor]") -> "Tensor":
+    """A tensor of all shards, in one piece."""
+    import torch
+
+    if len(pieces) == 1:
+        return pieces[0]
+    for file, piece in zip(files, pieces, strict=True):
+        if piece.shape[1:] != pieces[0].shape[1:] or piece.dtype != pieces[0].dtype or piece.dim() == 0:
+            raise WrongArtifact(f"'{name}' is not like that of {files[0]}", where=file)
+    return torch.cat(list(pieces))
+
+
+def _check_finite_rows(rows: Rows, files: Sequence[Path]) -> None:
+    """Refuse features that are not finite: one pass over each process's share."""
+    import torch
+
+    share = rows.share()
+    bad, first = 0, None
+    for start, values in share.spans():
+        if not _finite(values):
+            wrong = (~torch.isfinite(values)).any(dim=1).nonzero().flatten()
+            bad, first = bad + len(wrong), share.start + start + int(wrong[0]) if first is None else first
+    found = distributed.gathered((bad, first))
+    if any(count for count, _ in found):
+        row = next(row for _, row in found if row is not None)
+        at, before = 0, 0
+        while row >= before + len(rows.parts[at].values):
+            at, before = at + 1, before + len(rows.parts[at].values)
+        raise BadValues(
+            f"'features' holds NaN or infinity in {sum(count for count, _ in found)} of {len(rows)} rows, the first of them "
+            f"row {row - before}",
+            where=files[at],
+            do="remove these rows or mend the model that made them",
+        )
 
 
 def written_by_nsf(path: Path) -> bool:
@@ -247,6 +375,26 @@ def fingerprint(tensors: "Mapping[str, Tensor]") -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def _fingerprint_of_rows(rows: Rows, labels: "Tensor") -> str:
+    """SHA-256 of the SHA-256 of each block of rows, and of the labels: blocks are hashed by threads and processes."""
+    share = rows.share()
+
+    def digest(start: int) -> bytes:
+        block = hashlib.sha256()
+        for _, values in share.spans(start, min(start + BLOCK_ROWS, len(share))):
+            block.update(tensor_bytes(values))
+        return block.digest()
+
+    with ThreadPoolExecutor(threads()) as pool:
+        digests = b"".join(pool.map(digest, range(0, len(share), BLOCK_ROWS)))
+    whole = hashlib.sha256(f"features {rows.dtype} {rows.shape}\n".encode())
+    for part in distributed.gathered(digests):
+        whole.update(part)
+    whole.update(b"labels\n")
+    whole.update(tensor_bytes(labels))
+    return f"sha256:{whole.hexdigest()}"
+
+
 def _open(kind: str, path: Path, made_by: str) -> tuple[dict[str, "Tensor"], Metadata]:
     """All tensors of a safetensors file (mapped, not copied) and its metadata."""
     from safetensors import SafetensorError, safe_open
@@ -276,6 +424,30 @@ def _checked(name: str, column: Column, tensor: "Tensor", sizes: dict[str, int],
     """The tensor in its working type, after checking it against its column; new sizes are added to `sizes`."""
     import torch
 
+    _check_shape(name, column, tensor, sizes, path)
+    if column.values == "float":
+        tensor = tensor.to(torch.float32)
+        _check_finite(name, tensor, path)
+    elif column.values == "integer":
+        tensor = tensor.to(torch.int64)
+        if name == "labels" and int(tensor.min()) < 0:
+            row = int((tensor < 0).nonzero()[0])
+            raise BadValues(
+                f"'labels' holds {int(tensor[row])} in row {row}, and classes are numbered from 0",
+                where=path,
+                do="number the classes 0, 1, 2, ...",
+            )
+        if name == "attributes" and int(tensor.min()) < -1:
+            raise BadValues(
+                f"'attributes' holds {int(tensor.min())}, and they are numbered from 0, with -1 for unknown", where=path
+            )
+    return tensor
+
+
+def _check_shape(name: str, column: Column, tensor: "Tensor", sizes: dict[str, int], path: Path) -> None:
+    """Check type and shape of a tensor against its column; new sizes are added to `sizes`."""
+    import torch
+
     if tensor.dtype == torch.bool:
         found = "boolean"
     elif tensor.dtype.is_floating_point:
@@ -298,38 +470,27 @@ def _checked(name: str, column: Column, tensor: "Tensor", sizes: dict[str, int],
                 f"{sizes[size_name]}",
                 where=path,
             )
-    if column.values == "float":
-        tensor = tensor.to(torch.float32)
-        _check_finite(name, tensor, path)
-    elif column.values == "integer":
-        tensor = tensor.to(torch.int64)
-        if name == "labels" and int(tensor.min()) < 0:
-            row = int((tensor < 0).nonzero()[0])
-            raise BadValues(
-                f"'labels' holds {int(tensor[row])} in row {row}, and classes are numbered from 0",
-                where=path,
-                do="number the classes 0, 1, 2, ...",
-            )
-        if name == "attributes" and int(tensor.min()) < -1:
-            raise BadValues(
-                f"'attributes' holds {int(tensor.min())}, and they are numbered from 0, with -1 for unknown", where=path
-            )
-    return tensor
 
 
 def _check_finite(name: str, tensor: "Tensor", path: Path) -> None:
     import torch
 
-    # The sum of a tensor is finite where all its values are (save for an overflow, told apart below): one pass, no copy.
-    if bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+    if _finite(tensor):
         return
     rows = (~torch.isfinite(tensor)).reshape(tensor.shape[0], -1).any(dim=1).nonzero().flatten()
-    if len(rows):
-        raise BadValues(
-            f"'{name}' holds NaN or infinity in {len(rows)} of {tensor.shape[0]} rows, the first of them row {int(rows[0])}",
-            where=path,
-            do="remove these rows or mend the model that made them",
-        )
+    raise BadValues(
+        f"'{name}' holds NaN or infinity in {len(rows)} of {tensor.shape[0]} rows, the first of them row {int(rows[0])}",
+        where=path,
+        do="remove these rows or mend the model that made them",
+    )
+
+
+def _finite(tensor: "Tensor") -> bool:
+    """Whether the least and the highest value are finite, and so all: NaN would be both. Ten times faster than isfinite."""
+    import torch
+
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
 
 
 def agree(size: str, *artifacts: Artifact | None) -> int:
@@ -489,24 +650,53 @@ def _product(shape: Sequence[int]) -> int:
 
 
 class RowWriter:
-    """A features file written as the features come; only labels, ids and attributes are kept until the end."""
+    """A file of feature rows written as they come; the (n,) int64 tensors beside them are kept until the end.
 
-    def __init__(self, file: IO[bytes], layout: "Callable[[int, Metadata], Layout]", samples: int, metadata: Metadata):
-        self._file, self._make, self._samples, self._metadata, self._written = file, layout, samples, metadata, 0
-        self._layout = layout(samples, metadata)
+    Args:
+        file: opened for reading and writing; it is written from its first byte on.
+        samples, width: rows at most, and d.
+        columns: the names of the other tensors.
+        dtype: what the rows are stored as; None is float32.
+    """
+
+    def __init__(
+        self, file: IO[bytes], samples: int, width: int, columns: Sequence[str], metadata: Metadata, dtype: Any = None
+    ):
+        import torch
+
+        self._file, self._samples, self._width, self._columns, self._metadata = file, samples, width, columns, metadata
+        self._dtype, self._written = dtype or torch.float32, 0
+        self._layout = self._planned(samples, metadata)
         file.seek(self._layout.position("features"))
 
+    def _planned(self, rows: int, metadata: Metadata) -> Layout:
+        import torch
+
+        shapes: dict[str, tuple[Any, tuple[int, ...]]] = dict.fromkeys(self._columns, (torch.int64, (rows,)))
+        shapes["features"] = (self._dtype, (rows, self._width))
+        return Layout(shapes, metadata.to_strings())
+
     def rows(self, features: "Tensor") -> None:
-        """Append rows of `features`, (b, d) float32 on any device."""
-        self._file.write(tensor_bytes(features.cpu()))
+        """Append rows of `features`, (b, d) on any device."""
+        self._file.write(tensor_bytes(features.to(self._dtype).cpu()))
         self._written += features.shape[0]
+
+    def copy(self, source: IO[bytes], start: int, rows: int) -> None:
+        """Append rows that lie in another file, stored as they are here, from its byte `start` on."""
+        self._file.flush()
+        left, target = rows * self._width * self._dtype.itemsize, self._file.tell()
+        while left:
+            count = _copied(source, self._file, min(left, COPY_BYTES), start, target)
+            left, start, target = left - count, start + count, target + count
+        self._file.seek(target)
+        self._written += rows
 
     def finish(self, columns: Mapping[str, "Tensor"], notes: Mapping[str, str] | None = None) -> None:
         """Write the header and the other tensors, (rows written,) int64 each; `notes` join the metadata."""
         if self._written > self._samples or any(len(tensor) != self._written for tensor in columns.values()):
             raise RuntimeError(f"{self._written} of {self._samples} rows were written, and not as many labels")
         metadata = replace(self._metadata, notes={**self._metadata.notes, **(notes or {})})
-        layout = self._make(self._written, metadata)
+        layout = self._planned(self._written, metadata)
         self._move(self._layout.position("features"), layout.position("features"), layout.size)
         self._file.seek(0)
         self._file.write(layout.header)
@@ -528,6 +718,44 @@ class RowWriter:
             self._file.seek(target + start)
             self._file.write(content)
         self._file.truncate(size)
+
+
+def _copied(source: IO[bytes], target: IO[bytes], count: int, start: int, position: int) -> int:
+    """Copy at most `count` bytes from `start` of one file to `position` of another; returns how many, at least one.
+
+    Within the kernel where it can (a file system may then share the blocks), and through memory where it cannot.
+    """
+    if hasattr(os, "copy_file_range"):
+        with suppress(OSError):
+            copied = os.copy_file_range(source.fileno(), target.fileno(), count, start, position)
+            if copied:
+                return copied
+    content = os.pread(source.fileno(), count, start)
+    if not content:
+        raise OSError(errno.EIO, "is cut short", source.name)
+    return os.pwrite(target.fileno(), content, position)
+
+
+def header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, tuple[int, ...]]]]:
+    """A safetensors file's metadata, and the first byte and the shape of each of its tensors.
+
+    Raises:
+        WrongArtifact: it is cut short or no safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            size = os.fstat(file.fileno()).st_size
+            content = json.loads(file.read(length)) if length <= size else {}
+        metadata = content.pop("__metadata__", {})
+        ends = [8 + length + int(entry["data_offsets"][1]) for entry in content.values()]
+        if max(ends) != size:
+            raise ValueError(size)
+        return metadata, {
+            name: (8 + length + int(entry["data_offsets"][0]), tuple(entry["shape"])) for name, entry in content.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise WrongArtifact("cannot be read as a safetensors file", where=path) from error
 
 
 class Outputs:
@@ -571,10 +799,19 @@ class Outputs:
         self._protected |= {path.resolve() for path in paths}
 
     def text(self, path: Path, text: str) -> None:
-        self.file(path).write(text.encode())
+        if not distributed.rank():
+            self.file(path).write(text.encode())
 
     def artifact(self, kind: str, path: Path, tensors: Mapping[str, "Tensor | None"], metadata: Metadata) -> None:
-        """One artifact of a fixed kind; a tensor that is None is left out."""
+        """One artifact of a fixed kind; a tensor that is None is left out.
+
+        Where several processes work together, each has its own samples' part of the (n,) tensors, and process 0 writes.
+        """
+        columns = KINDS[kind].columns
+        tensors = {
+            name: distributed.rows_of_all(tensor) if tensor is not None and columns[name].shape == ("n",) else tensor
+            for name, tensor in tensors.items()
+        }
         present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         self.tensors(path, present, _signed(kind, metadata))
 
@@ -582,21 +819,29 @@ class Outputs:
         """Any tensors, such as a model's state dict."""
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         layout = Layout({name: (t.dtype, tuple(t.shape)) for name, t in on_cpu.items()}, metadata.to_strings())
+        if distributed.rank():
+            return
         file = self.file(path)
         file.write(layout.header)
         for name in layout.offsets:
             file.write(tensor_bytes(on_cpu[name]))
 
-    def features(self, path: Path, samples: int, width: int, columns: Sequence[str], metadata: Metadata) -> RowWriter:
-        """A features artifact of at most `samples` rows, to be written one by one; `columns`: its (n,) int64 tensors."""
-        import torch
+    def features(
+        self, path: Path, samples: int, width: int, columns: Sequence[str], metadata: Metadata, dtype: "dtype | None" = None
+    ) -> RowWriter:
+        """A features artifact of at most `samples` rows, to be written one by one; `columns`: its (n,) int64 tensors.
 
-        def layout(rows: int, metadata: Metadata) -> Layout:
-            shapes: dict[str, tuple[Any, tuple[int, ...]]] = dict.fromkeys(columns, (torch.int64, (rows,)))
-            shapes["features"] = (torch.float32, (rows, width))
-            return Layout(shapes, _signed("features", metadata).to_strings())
+        The features are stored as `dtype`, float32 by default.
+        """
+        return RowWriter(self.file(path), samples, width, columns, _signed("features", metadata), dtype)
 
-        return RowWriter(self.file(path), layout, samples, metadata)
+    def index(self, path: Path, shards: Mapping[str, int], metadata: Metadata) -> None:
+        """The index of a features artifact in shards, as Hugging Face's: file name -> bytes of its tensors, in order."""
+        content = {
+            "metadata": {"total_size": sum(shards.values()), **_signed("features", metadata).to_strings()},
+            "weight_map": {f"features.{number:05}": name for number, name in enumerate(shards, start=1)},
+        }
+        self.text(path, json.dumps(content, indent=2) + "\n")
 
     def _commit(self) -> None:
         for handle in self._open:
@@ -653,6 +898,8 @@ def outputs(*inputs: Path | None) -> Iterator[Outputs]:
     pending = Outputs([Path(path) for path in inputs if path is not None])
     try:
         yield pending
+        # Nothing appears before every process is done.
+        distributed.wait()
         pending._commit()
     except UserError:
         pending._discard()

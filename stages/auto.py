@@ -6,16 +6,20 @@ cannot use the label for it: every class x drawn-to cell weighs the same. docs/m
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from stages import distributed
 from stages.identify import BIASED, Identified, Verdict, assess, identify
 from stages.logistic import Heads, Moments, fit, moments
-from stages.passes import blocks, predict
+from stages.passes import blocks
+from stages.rows import Rows
 from stages.runtime import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from stages.rows import Features
 
 FOLDS = 5
 # Penalties that are tried, from the strongest on; each starts at the solution before it.
@@ -41,6 +45,9 @@ LEAST_SCORED = 3
 LEAST_RECOVERED = 0.3
 WEIGHT = 0.5
 LIMIT = -0.53
+# Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
+SELECTION_VALUES = 1 << 27
+LEAST_SELECTION = 20_000
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Retrained:
         attributes: (n,) int64, the pseudo-attributes: the class whose spurious attribute each sample carries.
         penalty: the L2 penalty that was chosen, on standardised features.
         right: (n,) bool, whether the head fitted to the other folds gives the sample's class.
+        naming: what the attributes were named by; None where the nearest centroid's word stands or they were given.
     """
 
     weight: "Tensor"
@@ -59,6 +67,21 @@ class Retrained:
     attributes: "Tensor"
     penalty: float
     right: "Tensor"
+    naming: "Naming | None" = None
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The classifiers of pseudo-attributes that the last round ended with, for samples that it had not seen.
+
+    Attributes:
+        weight, bias: (FOLDS, C, d), (FOLDS, C) float32, of each fold, on the features as they are.
+        log_shares: (C, C) float32, log of the share of each pseudo-attribute in each class.
+    """
+
+    weight: "Tensor"
+    bias: "Tensor"
+    log_shares: "Tensor"
 
 
 @dataclass(frozen=True)
@@ -82,7 +105,7 @@ class Repaired:
 
 
 def repair(
-    features: "Tensor",
+    features: "Features",
     labels: "Tensor",
     base: "tuple[Tensor, Tensor] | None",
     *,
@@ -95,33 +118,113 @@ def repair(
 ) -> Repaired:
     """Retrain the head where there is a bias to remove and cross-validation carries it; otherwise keep the base head.
 
+    Of more than SELECTION_VALUES values (and LEAST_SELECTION samples), groups and strength are chosen on a seeded draw of
+    the samples, and the head is then fitted to all of them.
+
     Args:
-        features: (n, d) float32.
+        features: (n, d).
         labels: (n,) int64 in [0, C).
         base: the base head (C, d), (C,); without it the new head is returned whatever was found.
         found: what `identify` gives; made here by default.
         classes: C; by default the base head's or the highest label plus one.
         regularization: scikit-learn's C; by default cross-validated.
         force: return the new head whatever was found.
-        seed: of the folds.
+        seed: of the draw and the folds.
     """
     if classes is None:
         classes = len(base[1]) if base is not None else int(labels.max()) + 1
     if found is None:
         found = identify(features, labels, classes=classes, progress=progress)
-    right = predict(features, *base, progress=progress) == labels if base is not None else None
-    verdict = assess(features, labels, found, right, progress=progress)
+    verdict = assess(features, labels, found, base, progress=progress)
     # What there is to fall back on.
     kept = None if force else base
     if kept is not None and verdict.bias != BIASED:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None)
-    new = retrain(
-        features, labels, found.nearest, classes=classes, regularization=regularization, seed=seed, progress=progress
-    )  # fmt: skip
-    gained = recovered(labels, new)
-    if kept is None or carried(verdict, gained):
-        return Repaired(new.weight, new.bias, verdict, new, None, gained)
-    return Repaired(*kept, verdict, new, "cross-validation does not carry the repair", gained)
+    drawn = draw(features, labels, found.nearest, seed=seed)
+    if regularization is not None:
+        # C counts samples: the same strength, on as many as were drawn.
+        regularization *= drawn.samples / len(drawn.labels)
+    with distributed.alone():
+        new = retrain(
+            drawn.features, drawn.labels, drawn.nearest,
+            classes=classes, regularization=regularization, seed=seed, progress=progress,
+        )  # fmt: skip
+        gained = recovered(drawn.labels, new)
+    if kept is not None and not carried(verdict, gained):
+        because = "cross-validation does not carry the repair"
+        return Repaired(*kept, verdict, _for_all(features, labels, found.nearest, drawn, new), because, gained)
+    new = _for_all(features, labels, found.nearest, drawn, new)
+    if drawn.samples > len(drawn.labels):
+        new = _fitted_to_all(features, labels, new, drawn, classes=classes)
+    return Repaired(new.weight, new.bias, verdict, new, None, gained)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The samples that groups and strength are chosen on, the same in every process.
+
+    Attributes:
+        features, labels, nearest: (m, d) float32, (m,), (m,).
+        own, at: of this process's samples, the numbers of those drawn, and where they stand among the m.
+        samples: how many there are in all.
+    """
+
+    features: "Tensor"
+    labels: "Tensor"
+    nearest: "Tensor"
+    own: "Tensor"
+    at: "Tensor"
+    samples: int
+
+
+def draw(features: "Features", labels: "Tensor", nearest: "Tensor", *, seed: int) -> Draw:
+    """All samples or, where there are more than the selection is made on, a seeded draw of them, in their order."""
+    import torch
+
+    rows, device = Rows.of(features), labels.device
+    counts = distributed.gathered(len(rows))
+    samples, before = sum(counts), sum(counts[: distributed.rank()])
+    limit = max(LEAST_SELECTION, SELECTION_VALUES // rows.shape[1])
+    if samples > limit:
+        numbers = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+    else:
+        numbers = torch.arange(samples)
+    mine = (numbers >= before) & (numbers < before + len(rows))
+    own, at = (numbers[mine] - before).to(device), mine.nonzero().flatten().to(device)
+    taken = rows.tensor() if distributed.size() == 1 and samples == len(own) else distributed.rows_of_all(rows.take(own))
+    classes, closest = (distributed.rows_of_all(column[own]) for column in (labels, nearest))
+    return Draw(taken, classes, closest, own, at, samples)
+
+
+def _for_all(features: "Features", labels: "Tensor", nearest: "Tensor", drawn: Draw, new: Retrained) -> Retrained:
+    """What was found on the draw, with a pseudo-attribute for each sample of this process.
+
+    A sample that was not drawn gets what the classifiers of all folds say of it together.
+    """
+    import torch
+
+    if drawn.samples == len(drawn.own):
+        return new
+    attributes = nearest.clone()
+    if new.naming is not None and drawn.samples > len(drawn.labels):
+        naming = new.naming
+        weight, bias = naming.weight.mean(dim=0), naming.bias.mean(dim=0)
+        for rows, members, closest, out in blocks(features, labels, nearest, attributes):
+            evidence = torch.log_softmax(rows @ weight.T + bias, dim=1)
+            out.copy_(_named(evidence, naming.log_shares[members], members, closest))
+    attributes[drawn.own] = new.attributes[drawn.at]
+    return replace(new, attributes=attributes)
+
+
+def _fitted_to_all(features: "Features", labels: "Tensor", new: Retrained, drawn: Draw, *, classes: int) -> Retrained:
+    """The head fitted to all samples, with the strength that the draw chose, starting from the draw's head."""
+    with distributed.alone():
+        scaling = moments(drawn.features)
+    weights = balanced(labels * classes + new.attributes, classes * classes).unsqueeze(0)
+    start = Heads.of(new.weight.unsqueeze(0), new.bias.unsqueeze(0), scaling)
+    heads = fit(features, labels, weights, classes=classes, penalty=new.penalty, scaling=scaling, start=start)
+    weight, bias = heads.on_features(scaling)
+    return replace(new, weight=weight[0], bias=bias[0])
 
 
 def recovered(labels: "Tensor", new: Retrained) -> float | None:
@@ -165,13 +268,14 @@ def retrain(
         seed: of the folds.
     """
     scaling = moments(features)
-    attributes = pseudo_attributes(
+    attributes, naming = pseudo_attributes(
         features, labels, nearest, classes=classes, scaling=scaling, seed=seed, progress=progress
     )  # fmt: skip
-    return group_balanced(
+    new = group_balanced(
         features, labels, attributes,
         classes=classes, scaling=scaling, regularization=regularization, seed=seed, progress=progress,
     )  # fmt: skip
+    return replace(new, naming=naming)
 
 
 def group_balanced(
@@ -190,7 +294,7 @@ def group_balanced(
     weights = balanced(groups)
     penalties = PENALTIES if regularization is None else (1 / (len(labels) * regularization),)
     fold = folds(len(labels), seed).to(features.device)
-    guesses = held_out(
+    guesses, _ = held_out(
         features, labels, weights, fold, classes=classes, penalties=penalties, scaling=scaling, progress=progress
     )
     right = [logits.argmax(dim=1) == labels for logits in guesses]
@@ -217,8 +321,8 @@ def pseudo_attributes(
     scaling: Moments,
     seed: int = 0,
     progress: Progress = silent,
-) -> "Tensor":
-    """The class (n,) int64 whose spurious attribute each sample seems to carry.
+) -> tuple["Tensor", Naming | None]:
+    """The class (n,) int64 whose spurious attribute each sample seems to carry, and what names it for other samples.
 
     Starts from the nearest centroid. Each round fits a classifier of the pseudo-attribute in which every class x
     pseudo-attribute weighs the same, so that the label's own features say nothing of it, and gives each sample what the
@@ -231,46 +335,59 @@ def pseudo_attributes(
 
     attributes = nearest
     if int((nearest != labels).sum()) < max(LEAST_MINORITY, LEAST_DRAWN * classes * (classes - 1)):
-        return attributes
+        return attributes, None
 
-    def round_of(number: int) -> "Tensor":
+    def round_of(number: int) -> tuple["Tensor", Heads]:
         # Other folds each round: a sample's mistaken neighbours do not stay the same.
         fold = folds(len(labels), seed * (ROUNDS + 2) + number).to(features.device)
-        cells = balanced(labels * classes + attributes)
+        cells = balanced(labels * classes + attributes, classes * classes)
         progress("find groups", number, ROUNDS + 1)
         penalties = (ATTRIBUTE_PENALTY,)
-        [logits] = held_out(features, attributes, cells, fold, classes=classes, penalties=penalties, scaling=scaling)
-        return torch.log_softmax(logits, dim=1)
+        [logits], heads = held_out(
+            features, attributes, cells, fold, classes=classes, penalties=penalties, scaling=scaling
+        )  # fmt: skip
+        return torch.log_softmax(logits, dim=1), heads
 
     evidence = torch.zeros(0)
     for number in range(ROUNDS):
-        evidence = round_of(number)
+        evidence, _ = round_of(number)
         before, attributes = attributes, evidence.argmax(dim=1)
         if float((attributes != before).double().mean()) < SETTLED:
             break
-    attributes = (evidence + PRIOR * _log_shares(labels, attributes, classes)).argmax(dim=1)
-    evidence = round_of(ROUNDS)
+    attributes = (evidence + PRIOR * _log_shares(labels, attributes, classes)[labels]).argmax(dim=1)
+    evidence, heads = round_of(ROUNDS)
     progress("find groups", ROUNDS + 1, ROUNDS + 1)
+    log_shares = _log_shares(labels, attributes, classes)
+    named = _named(evidence, log_shares[labels], labels, nearest)
+    return named, Naming(*heads.on_features(scaling), log_shares)
+
+
+def _named(evidence: "Tensor", log_shares: "Tensor", labels: "Tensor", nearest: "Tensor") -> "Tensor":
+    """The pseudo-attribute (n,) of the last round, from its evidence (n, C) and the class's own log-shares (n, C)."""
+    import torch
+
     agreed = (nearest != labels) & (evidence.argmax(dim=1) == nearest)
-    found = (evidence + PRIOR * _log_shares(labels, attributes, classes)).argmax(dim=1)
-    return torch.where(agreed, nearest, found)
+    return torch.where(agreed, nearest, (evidence + PRIOR * log_shares).argmax(dim=1))
 
 
 def _log_shares(labels: "Tensor", attributes: "Tensor", classes: int) -> "Tensor":
-    """log of the share of each pseudo-attribute in each sample's class, (n, C); half a sample is added to each count."""
+    """log of the share of each pseudo-attribute in each class, (C, C); half a sample is added to each count."""
     import torch
 
     counts = torch.bincount(labels * classes + attributes, minlength=classes * classes).view(classes, classes) + 0.5
-    return (counts / counts.sum(dim=1, keepdim=True)).log().to(torch.float32)[labels]
+    return (counts / counts.sum(dim=1, keepdim=True)).log().to(torch.float32)
 
 
-def balanced(cells: "Tensor") -> "Tensor":
-    """Weights (n,) float32 of sum 1: every cell (n,) the same, those under LEAST_CELL samples in proportion less."""
+def balanced(cells: "Tensor", count: int | None = None) -> "Tensor":
+    """Weights (n,) float32 of sum 1: every cell (n,) the same, those under LEAST_CELL samples in proportion less.
+
+    Over all processes, where `count` says how many cells there may be.
+    """
     import torch
 
-    _, members, counts = torch.unique(cells, return_inverse=True, return_counts=True)
-    raw = 1 / counts.clamp(min=LEAST_CELL)[members].to(torch.float64)
-    weights: Tensor = (raw / raw.sum()).to(torch.float32)
+    counts = distributed.summed(torch.bincount(cells, minlength=count or 0))
+    raw = 1 / counts.clamp(min=LEAST_CELL)[cells].to(torch.float64)
+    weights: Tensor = (raw / distributed.summed(raw.sum())).to(torch.float32)
     return weights
 
 
@@ -291,8 +408,8 @@ def held_out(
     penalties: Sequence[float],
     scaling: Moments,
     progress: Progress = silent,
-) -> "list[Tensor]":
-    """Logits (n, C) of each sample by the head fitted to the other folds, for each penalty."""
+) -> tuple["list[Tensor]", Heads]:
+    """Logits (n, C) of each sample by the head fitted to the other folds, for each penalty; the last penalty's heads."""
     import torch
 
     by_fold = torch.stack([weights * (fold != index) for index in range(FOLDS)])
@@ -311,7 +428,8 @@ def held_out(
             out.copy_(all_logits[torch.arange(len(rows), device=rows.device), own])
         result.append(logits)
     progress("cross-validate", len(penalties), len(penalties))
-    return result
+    assert heads is not None
+    return result, heads
 
 
 def worst_quarter(right: "Tensor", groups: "Tensor") -> float:

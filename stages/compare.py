@@ -17,7 +17,7 @@ from stages.baselines import BASELINES, Baseline, Head
 from stages.errors import BadParameter, BadValues
 from stages.identify import identify
 from stages.passes import predict
-from stages.runtime import Progress, reproducible, resolve_device, silent
+from stages.runtime import Progress, begin, reproducible, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -283,7 +283,7 @@ def run(
     """
     import torch
 
-    target = resolve_device(device)
+    target = begin(device)
     data = artifacts.read("features", features)
     held_out = artifacts.read("features", test)
     base = artifacts.read("head", head)

@@ -12,7 +12,7 @@ from stages.data import SPLITS, open_split
 from stages.errors import UserError
 from stages.extract import compute_dtype, cut, encoded, head_tensors, number_as
 from stages.passes import predict
-from stages.runtime import reproducible, resolve_device
+from stages.runtime import begin, reproducible
 
 # Samples that are tried: spread over the split, so that every class is among them.
 TRIED = 64
@@ -43,7 +43,7 @@ def run(
     """
     import torch
 
-    target = resolve_device(device)
+    target = begin(device)
     dtype = compute_dtype(precision, target)
     val = open_split("val", **data)
     splits: dict[str, Any] = {}

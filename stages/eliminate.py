@@ -4,13 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages import artifacts
+from stages import artifacts, distributed
+from stages.adam import Adam
 from stages.artifacts import Metadata
-from stages.passes import blocks
-from stages.runtime import Progress, resolve_device, silent
+from stages.passes import blocks, compiled, spread
+from stages.runtime import Progress, begin, silent
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    from stages.rows import Features
 
 # The reference's constants (golden/README.md): weight of the mean scale in the loss, and what torch's pairwise distance
 # adds to every difference.
@@ -38,7 +42,7 @@ def transform(features: "Tensor", scale: "Tensor", shift: "Tensor") -> "Tensor":
 
 
 def eliminate(
-    features: "Tensor",
+    features: "Features",
     labels: "Tensor",
     centers: "Tensor",
     *,
@@ -50,12 +54,12 @@ def eliminate(
 
     Loss: mean over samples of ||T(x_i) - centers[y_i] + 1e-6||_2, plus 10 * mean(scale).
 
-    The gradient is written out, block by block of rows, so that no graph and no copy of the features is kept. With the
-    residual r_i = T(x_i) - centers[y_i] + 1e-6 and u_i = r_i / (n ||r_i||):
+    The gradient is written out, so that each step reads every row once and keeps no graph and no copy of the features.
+    With the residual r_i = T(x_i) - centers[y_i] + 1e-6 and u_i = r_i / (n ||r_i||):
     d loss / d scale = sum u_i * (x_i + shift) + 10 / d, and d loss / d shift = (scale - 1) * sum u_i.
 
     Args:
-        features: (n, d) float32.
+        features: (n, d).
         labels: (n,) int64 in [0, C).
         centers: (C, d) float32, from `neutralize`.
         steps: how many steps, at least 1; "auto" ends where the loss has settled.
@@ -64,35 +68,59 @@ def eliminate(
     import torch
 
     most = MOST_STEPS if steps == "auto" else steps
-    samples, width = features.shape
-    scale = torch.ones(width, device=features.device)
-    shift = torch.zeros(width, device=features.device)
-    scale.grad, shift.grad = torch.zeros_like(scale), torch.zeros_like(shift)
-    optimizer = torch.optim.AdamW([scale, shift], lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    losses = torch.empty(most, device=features.device)
+    width, device = features.shape[1], centers.device
+    samples = distributed.count(features.shape[0])
+    scale, shift = torch.ones(width, device=device), torch.zeros(width, device=device)
+    optimizer = Adam([scale, shift], learning_rate)
+    losses = torch.empty(most, device=device)
+    pass_over = _compiled_pull if compiled(features) else _pull
     for step in range(most):
         # T(x) - center + eps = x * scale + offset[class]
         offsets = shift * scale - shift - centers + DISTANCE_EPS
-        distance = torch.zeros((), dtype=torch.float64, device=features.device)
-        directions = torch.zeros(width, device=features.device)
-        products = torch.zeros(width, device=features.device)
-        for rows, members in blocks(features, labels):
-            residual = torch.addcmul(offsets[members], rows, scale)
-            norms = residual.norm(dim=1)
-            # A sample that lies on its center pulls nowhere; its gradient is taken as zero, as torch.norm does.
-            weights = torch.where(norms > 0, 1 / (samples * norms), 0.0)
-            distance += norms.sum(dtype=torch.float64)
-            directions += weights @ residual
-            products += weights @ residual.mul_(rows)
-        losses[step] = distance / samples + SCALE_PENALTY * scale.mean()
-        scale.grad.copy_(products + shift * directions + SCALE_PENALTY / width)
-        shift.grad.copy_((scale - 1) * directions)
-        optimizer.step()
+        totals = distributed.summed(pass_over(features, labels, scale, offsets, samples))
+        directions, products = totals[:-1].view(2, width).to(torch.float32)
+        losses[step] = totals[-1] / samples + SCALE_PENALTY * scale.mean()
+        optimizer.step([products + shift * directions + SCALE_PENALTY / width, (scale - 1) * directions])
         progress("eliminate", step + 1, most)
         if steps == "auto" and _settled(losses[: step + 1]):
             progress("eliminate", most, most)
             return Map(scale, shift, losses[: step + 1].clone())
     return Map(scale, shift, losses)
+
+
+def _pull(features: "Features", labels: "Tensor", scale: "Tensor", offsets: "Tensor", samples: int) -> "Tensor":
+    """Over the rows, (2 d + 1,) float64: sum u_i, sum u_i * x_i, and sum ||r_i||; see `eliminate`."""
+    import torch
+
+    width = len(scale)
+    totals = torch.zeros(2 * width + 1, dtype=torch.float64, device=scale.device)
+    for rows, members in blocks(features, labels):
+        residual = torch.addcmul(offsets[members], rows, scale)
+        norms = residual.norm(dim=1)
+        # A sample that lies on its center pulls nowhere; its gradient is taken as zero, as torch.norm does.
+        weights = torch.where(norms > 0, 1 / (samples * norms), 0.0)
+        totals[:width] += weights @ residual
+        totals[width:-1] += weights @ residual.mul_(rows)
+        totals[-1] += norms.sum(dtype=torch.float64)
+    return totals
+
+
+def _compiled_pull(features: "Features", labels: "Tensor", scale: "Tensor", offsets: "Tensor", samples: int) -> "Tensor":
+    """`_pull` by the compiled loop."""
+    import numpy as np
+    import torch
+
+    from stages import kernels
+
+    width = len(scale)
+    members, stretch, moves = labels.numpy(), scale.numpy(), offsets.numpy()
+
+    def pull(x: "np.ndarray", first: int, out: "np.ndarray") -> None:
+        sums = out[:-1].reshape(2, width)
+        out[-1] += kernels.pull(x, first, members[first : first + len(x)], stretch, moves, 1 / samples, sums)
+
+    parts = spread(features, pull, lambda: np.zeros(2 * width + 1))
+    return torch.from_numpy(sum(parts[1:], parts[0]))
 
 
 def _settled(losses: "Tensor") -> bool:
@@ -122,7 +150,7 @@ def run(
     Raises:
         UserError: an input is missing, wrong, or does not fit; nothing is written.
     """
-    target = resolve_device(device)
+    target = begin(device)
     data = artifacts.read("features", features)
     neutral = artifacts.read("neutralize", neutralize)
     artifacts.agree("d", data, neutral)
@@ -130,8 +158,8 @@ def run(
     classes = artifacts.check_labels(data, neutral.sizes["C"], source=neutral)
     with artifacts.outputs(features, neutralize) as files:
         learned = eliminate(
-            data["features"].to(target),
-            data["labels"].to(target),
+            data.rows.to(target),
+            data.own("labels").to(target),
             neutral["centers"].to(target),
             steps=steps,
             learning_rate=learning_rate,

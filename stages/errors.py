@@ -54,3 +54,7 @@ class BadModel(UserError):
 
 class CannotWrite(UserError):
     """An output cannot be written where it was asked for."""
+
+
+class WorkerLost(UserError):
+    """Another process of a run of several has ended before its time."""

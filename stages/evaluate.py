@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages import artifacts, metrics
+from stages import artifacts, distributed, metrics
 from stages.artifacts import Metadata
-from stages.passes import predict
-from stages.runtime import Progress, resolve_device, silent
+from stages.passes import best
+from stages.runtime import Progress, begin, silent
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
     Raises:
         UserError: an input is missing, wrong, or does not fit; nothing is written.
     """
-    target = resolve_device(device)
+    target = begin(device)
     data = artifacts.read("features", features)
     new = artifacts.read("update", update)
     base = artifacts.read("head", head) if head is not None else None
@@ -48,14 +48,13 @@ def run(
     artifacts.check_known(data, classes, new, do="give test features of the same classes")
     names = data.class_names(classes)
     with artifacts.outputs(features, update, head) as files:
-        x, labels, attributes = data["features"].to(target), data["labels"], data.get("attributes")
+        labels, attributes = data["labels"], data.get("attributes")
         heads = {"nsf": (new["folded_weight"], new["folded_bias"])}
         if base is not None:
             heads["base"] = (base["weight"], base["bias"])
-        predictions = {
-            model: predict(x, weight.to(target), bias.to(target), progress=progress).cpu()
-            for model, (weight, bias) in heads.items()
-        }
+        on_device = [(weight.to(target), bias.to(target)) for weight, bias in heads.values()]
+        own = best(data.rows.to(target), on_device, what="predict", progress=progress)
+        predictions = {model: distributed.rows_of_all(classes).cpu() for model, classes in zip(heads, own, strict=True)}
         named = (labels, attributes, names, data.metadata.attribute_names)
         train_groups = json.loads(data.metadata.notes.get("train_groups", "null"))
         classes_of, groups_of = metrics.members(*named)
@@ -72,7 +71,7 @@ def run(
         files.artifact(
             "evaluate",
             out,
-            {"base_predictions": predictions.get("base"), "predictions": predictions["nsf"]},
+            {"base_predictions": own[1].cpu() if base is not None else None, "predictions": own[0].cpu()},
             metadata,
         )
         files.text(metrics_out, json.dumps(result, indent=2) + "\n")

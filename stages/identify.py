@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import artifacts
+from stages import artifacts, distributed
 from stages.artifacts import Metadata
-from stages.passes import group_means, nearest, predict
-from stages.runtime import Progress, reproducible, resolve_device, silent
+from stages.passes import best, group_means, group_sums, nearest
+from stages.runtime import Progress, begin, reproducible, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stages.rows import Features
 
 # The verdicts.
 BIASED, NOT_BIASED, CANNOT_TELL = "biased", "not biased", "cannot tell"
@@ -35,11 +36,13 @@ class Identified:
     minority: "Tensor"
 
 
-def identify(features: "Tensor", labels: "Tensor", *, classes: int | None = None, progress: Progress = silent) -> Identified:
+def identify(
+    features: "Features", labels: "Tensor", *, classes: int | None = None, progress: Progress = silent
+) -> Identified:
     """Find the samples that lie nearer to another class's centroid than to their own.
 
     Args:
-        features: (n, d) float32, penultimate features of the validation split.
+        features: (n, d), penultimate features of the validation split.
         labels: (n,) int64 in [0, C).
         classes: C; by default the highest label plus one. Every class has at least one sample.
     """
@@ -66,7 +69,12 @@ class Verdict:
 
 
 def assess(
-    features: "Tensor", labels: "Tensor", found: Identified, right: "Tensor | None" = None, *, progress: Progress = silent
+    features: "Features",
+    labels: "Tensor",
+    found: Identified,
+    base: "tuple[Tensor, Tensor] | None" = None,
+    *,
+    progress: Progress = silent,
 ) -> Verdict:
     """Tell a spurious attribute from hard samples and flipped labels, by where the minority lies.
 
@@ -83,41 +91,46 @@ def assess(
     Own measure (not in the paper, which reads bias off a plot); docs/method.md has what it was chosen and tested on.
 
     Args:
-        features: (n, d) float32.
+        features: (n, d).
         labels: (n,) int64.
         found: of the same features.
-        right: (n,) bool, whether the base head gives the sample's class; None without a head.
+        base: the base head (C, d), (C,), for its accuracy on the minority; None without a head.
     """
     import torch
 
     classes = len(found.centroids)
     cells = labels * classes + found.nearest
-    counts = torch.bincount(cells, minlength=classes * classes).view(classes, classes)
-    # Of a thousand classes most cells are empty: means are taken of those that a pair needs, and of one for all others.
-    both = (
-        (torch.minimum(counts, counts.T) >= LEAST_IN_PAIR) & (counts.diagonal() > 0) & (counts.diagonal() > 0).unsqueeze(1)
-    )
-    needed = both.fill_diagonal_(True).flatten().nonzero().flatten()
+    counts = distributed.summed(torch.bincount(cells, minlength=classes * classes)).view(classes, classes)
+    drawn_away = counts.sum(dim=1) - counts.diagonal()
+    # Of a thousand classes most cells are empty: sums are taken of those that a pair needs, and of one for all others.
+    both = (torch.minimum(counts, counts.T) >= LEAST_IN_PAIR) & (counts.diagonal() > 0)
+    both = (both & (counts.diagonal() > 0).unsqueeze(1)).fill_diagonal_(False)
+    needed = both.flatten().nonzero().flatten()
     place = torch.full((classes * classes,), len(needed), device=cells.device)
     place[needed] = torch.arange(len(needed), device=cells.device)
-    of_cells = group_means(features, place[cells], len(needed) + 1, progress=progress).to(torch.float64).cpu()
+    # The minority's rows alone are read: what is left of the class's sum is its rest.
+    spot = torch.where(place[cells] < len(needed), place[cells], len(needed) + labels)
+    spot = torch.where(found.minority, spot, -1)
+    by_spot = group_sums(features, spot, len(needed) + classes, progress=progress)
+    of_drawn = (by_spot[: len(needed)] / counts.flatten()[needed].unsqueeze(1)).cpu()
+    of_minority = by_spot[len(needed) :].index_add(0, needed // classes, by_spot[: len(needed)])
+    of_class = found.centroids.to(torch.float64) * counts.sum(dim=1, keepdim=True)
+    of_rest = ((of_class - of_minority) / counts.diagonal().clamp(min=1).unsqueeze(1)).cpu()
     place, both, counts = place.view(classes, classes).cpu(), both.cpu(), counts.cpu()
     # Sums of products and of norms (along and across), for each class and for the whole.
     sums = torch.zeros(classes + 1, 4, dtype=torch.float64)
     for i, j in both.triu(diagonal=1).nonzero().tolist():
         there, back = int(counts[i, j]), int(counts[j, i])
-        rest_i, rest_j = of_cells[place[i, i]], of_cells[place[j, j]]
-        a, b = of_cells[place[i, j]] - rest_j, of_cells[place[j, i]] - rest_i
+        rest_i, rest_j = of_rest[i], of_rest[j]
+        a, b = of_drawn[place[i, j]] - rest_j, of_drawn[place[j, i]] - rest_i
         line = torch.nn.functional.normalize(rest_j - rest_i, dim=0)
         across_a, across_b = a - (a @ line) * line, b - (b @ line) * line
         measured = torch.stack([a @ b, a.norm() * b.norm(), across_a @ across_b, across_a.norm() * across_b.norm()])
         for row in (i, j, classes):
             sums[row] += there * back / (there + back) * measured
     distances = torch.cdist(found.centroids.double(), found.centroids.double()).cpu().fill_diagonal_(torch.inf)
-    minority = found.minority
-    sizes = counts.sum(dim=1)
-    drawn_away = sizes - counts.diagonal()
-    hits = torch.bincount(labels[minority & right], minlength=classes).cpu() if right is not None else None
+    sizes, drawn_away = counts.sum(dim=1), drawn_away.cpu()
+    hits = _right_on_minority(features, labels, found.minority, base).cpu() if base is not None else None
     rows = []
     for index in range(classes):
         away, size = int(drawn_away[index]), int(sizes[index])
@@ -126,7 +139,7 @@ def assess(
         dispersion = None
         if 0 < away < size:
             # The minority's mean less the rest's, from the class's own mean.
-            apart = (found.centroids[index].double().cpu() - of_cells[place[index, index]]) * (size / away)
+            apart = (found.centroids[index].double().cpu() - of_rest[index]) * (size / away)
             dispersion = round(float(apart.norm() / distances[index].min()), 6)
         mirror = _mirror(sums[index], away)
         rows.append(
@@ -143,6 +156,16 @@ def assess(
         )
     mirror = _mirror(sums[classes], int(drawn_away.sum()))
     return Verdict(_said(mirror), mirror, rows)
+
+
+def _right_on_minority(
+    features: "Features", labels: "Tensor", minority: "Tensor", base: "tuple[Tensor, Tensor]"
+) -> "Tensor":
+    """How many minority samples of each class (C,) the base head gets right; no other row is read."""
+    import torch
+
+    [given] = best(features, [base], what="predict", only=minority)
+    return distributed.summed(torch.bincount(labels[given == labels], minlength=len(base[1])))
 
 
 def _mirror(sums: "Tensor", minority: int) -> float | None:
@@ -174,19 +197,16 @@ def run(
     Raises:
         UserError: an input is missing, wrong, or does not fit; nothing is written.
     """
-    target = resolve_device(device)
+    target = begin(device)
     data = artifacts.read("features", features)
     base = artifacts.read("head", head) if head is not None else None
     artifacts.agree("d", data, base)
     classes = artifacts.check_labels(data, base.sizes["C"] if base else None, source=base)
     with artifacts.outputs(features, head) as files, reproducible(0):
-        x, labels = data["features"].to(target), data["labels"].to(target)
+        x, labels = data.rows.to(target), data.own("labels").to(target)
         found = identify(x, labels, classes=classes, progress=progress)
-        right = None
-        if base is not None:
-            weight, bias = base["weight"].to(target), base["bias"].to(target)
-            right = predict(x, weight, bias, progress=progress) == labels
-        verdict = assess(x, labels, found, right, progress=progress)
+        head_on_device = (base["weight"].to(target), base["bias"].to(target)) if base is not None else None
+        verdict = assess(x, labels, found, head_on_device, progress=progress)
         names = data.class_names(classes)
         notes = {"verdict": verdict.bias, "mirror": json.dumps(verdict.mirror)}
         metadata = Metadata(inputs={"features": data.fingerprint}, class_names=names, notes=notes)
@@ -197,8 +217,8 @@ def run(
     ]
     return {
         "out": str(out),
-        "samples": len(labels),
-        "minority": int(found.minority.sum()),
+        "samples": data.sizes["n"],
+        "minority": sum(row["minority"] for row in verdict.classes),
         "verdict": verdict.bias,
         "mirror": verdict.mirror,
         "classes": rows,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stages.data import Split
 from stages.errors import BadData, BadModel, Mismatch, UserError
 from stages.models import Classifier
+from stages.runtime import cores
 
 if TYPE_CHECKING:
     import torch
@@ -67,14 +68,14 @@ def collate(together: "Callable[[list[Any]], Any] | None", samples: list[Any]) -
 
 
 def worker_count(workers: int | str) -> int:
-    """How many loader processes `workers` means: itself, or for "auto" the cores less one, at most eight.
+    """How many loader processes `workers` means: itself, or for "auto" the process's share of the cores less one.
 
-    One core is left to the process that computes; past eight, decoding is seldom what a forward pass waits for.
+    One core is left to the process that computes. At most sixteen: what they hold ready takes memory, two batches each.
     """
     if isinstance(workers, int):
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores - 1))
+    share = cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, min(16, share - 1))
 
 
 def batches(

@@ -5,18 +5,29 @@ it standardises by algebra, where a copy of standardised features would double t
 cross-validation, which differ only in their weights, share each pass over the features.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stages.passes import blocks
+from stages import distributed
+from stages.passes import as_numpy, blocks, chosen, compiled, pool
+from stages.rows import BLOCK_ROWS, Rows
+from stages.runtime import threads
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from stages.rows import Features
 
 # L-BFGS: pairs it remembers, and where it stops.
 HISTORY = 10
 GRADIENT_TOLERANCE = 1e-4
 CHANGE_TOLERANCE = 1e-7
+
+# Values of a batch from which on it is shared among threads, and the classes beyond which a matrix product is faster than
+# the compiled loop.
+LEAST_SHARED = 1 << 18
+MANY_CLASSES = 32
 
 
 @dataclass(frozen=True)
@@ -27,19 +38,19 @@ class Moments:
     deviation: "Tensor"
 
 
-def moments(features: "Tensor") -> Moments:
+def moments(features: "Features") -> Moments:
     """Of features (n, d), in two passes and in float64, for the squares of a large mean would drown the variance."""
     import torch
 
-    samples, width = features.shape
+    samples, width = distributed.count(features.shape[0]), features.shape[1]
     total = torch.zeros(width, dtype=torch.float64, device=features.device)
     for (rows,) in blocks(features):
         total += rows.sum(dim=0, dtype=torch.float64)
-    mean = (total / samples).to(torch.float32)
+    mean = (distributed.summed(total) / samples).to(torch.float32)
     squares = torch.zeros_like(total)
     for (rows,) in blocks(features):
         squares += (rows - mean).square_().sum(dim=0, dtype=torch.float64)
-    deviation = (squares / samples).sqrt().to(torch.float32)
+    deviation = (distributed.summed(squares) / samples).sqrt().to(torch.float32)
     # Below this a feature is a constant with rounding errors, and dividing by it would blow them up.
     constant = deviation <= 1e-6 * mean.abs().clamp(min=1e-30)
     return Moments(mean, torch.where(constant, 1.0, deviation))
@@ -52,6 +63,14 @@ class Heads:
     weight: "Tensor"
     bias: "Tensor"
 
+    @classmethod
+    def of(cls, weight: "Tensor", bias: "Tensor", scaling: Moments) -> "Heads":
+        """`on_features` undone: heads (K, C, d), (K, C) on features as they are, as heads on standardised ones."""
+        import torch
+
+        offset = bias.to(torch.float64) + weight.to(torch.float64) @ scaling.mean.to(torch.float64)
+        return cls(weight * scaling.deviation, offset.to(torch.float32))
+
     def on_features(self, scaling: Moments) -> tuple["Tensor", "Tensor"]:
         """The same heads on the features as they are: (K, C, d), (K, C)."""
         import torch
@@ -62,7 +81,7 @@ class Heads:
 
 
 def fit(
-    features: "Tensor",
+    features: "Features",
     labels: "Tensor",
     weights: "Tensor",
     *,
@@ -75,9 +94,9 @@ def fit(
     """Minimise for each k: sum_i weights[k, i] * CE(W_k z_i + b_k, y_i) + penalty / 2 * ||W_k||^2, z standardised.
 
     Args:
-        features: (n, d) float32.
+        features: (n, d).
         labels: (n,) int64 in [0, classes).
-        weights: (K, n) float32, each row of sum 1; zero leaves a sample out.
+        weights: (K, n) float32, each row of sum 1 over all processes; zero leaves a sample out.
         penalty: of the squared weights; with 1 / (n * c) the solution is scikit-learn's at C = c.
         scaling: see `moments`.
         start: where to begin, such as the solution at a stronger penalty; by default zero.
@@ -87,7 +106,7 @@ def fit(
     from torch.nn.functional import one_hot
 
     problems, width = weights.shape[0], features.shape[1]
-    device = features.device
+    device = labels.device
     if start is None:
         start = Heads(
             torch.zeros(problems, classes, width, device=device), torch.zeros(problems, classes, device=device)
@@ -95,7 +114,14 @@ def fit(
     weight, bias = start.weight.clone(), start.bias.clone()
     weight_gradient, bias_gradient = torch.zeros_like(weight), torch.zeros_like(bias)
     weight.grad, bias.grad = weight_gradient, bias_gradient
-    optimizer = torch.optim.LBFGS(
+
+    class Solver(torch.optim.LBFGS):
+        # The function under the wrapper that imports PyTorch's compiler, 1.3 s of CPU, when it is first called.
+        add_param_group = getattr(
+            torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group
+        )
+
+    optimizer = Solver(
         [weight, bias], max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe",
         tolerance_grad=GRADIENT_TOLERANCE, tolerance_change=CHANGE_TOLERANCE,
     )  # fmt: skip
@@ -116,6 +142,7 @@ def fit(
             residual = (log_p.exp() - truth) * shares.unsqueeze(2)
             products += residual.view(len(rows), -1).T @ rows
             sums += residual.sum(dim=0)
+        loss, products, sums = (distributed.summed(part) for part in (loss, products, sums))
         pulled = products.view_as(weight) - sums.unsqueeze(2) * scaling.mean
         weight_gradient.copy_(pulled / scaling.deviation + penalty * weight)
         bias_gradient.copy_(sums)
@@ -124,3 +151,75 @@ def fit(
     with torch.no_grad():
         optimizer.step(loss_and_gradient)  # type: ignore[no-untyped-call]
     return Heads(weight.detach(), bias.detach())
+
+
+def cross_entropy(
+    features: "Features", labels: "Tensor", rows: "Tensor", shares: "Tensor", weight: "Tensor", bias: "Tensor"
+) -> tuple[float, "Tensor"]:
+    """The loss of a linear head (C, d), (C,) on some rows, sum shares[k] * CE(W x + b, y), and its gradient.
+
+    Args:
+        features: (n, d).
+        labels: (n,) int64 in [0, C).
+        rows: (k,) int64, the rows to take, some perhaps twice.
+        shares: (k,) float64.
+
+    Returns:
+        The loss, and (C, d + 1) float64: the gradient of the weight and, last, of the bias; over all processes.
+    """
+    import torch
+
+    classes, width = weight.shape
+    totals = torch.zeros(classes * (width + 1) + 1, dtype=torch.float64, device=weight.device)
+    gradient = totals[:-1].view(classes, width + 1)
+    if compiled(features) and classes <= MANY_CLASSES:
+        for part in _compiled(features, labels, rows, shares, weight, bias):
+            totals += part
+    else:
+        for start, (numbers, taken) in zip(range(0, len(rows), BLOCK_ROWS), chosen(features, rows), strict=True):
+            wide, weights = taken.to(torch.float64), shares[start : start + len(numbers)]
+            log_p = torch.log_softmax(wide @ weight.T.to(torch.float64) + bias, dim=1)
+            truth = torch.nn.functional.one_hot(labels[numbers], classes)
+            totals[-1] -= ((log_p * truth).sum(dim=1) * weights).sum()
+            residual = (log_p.exp() - truth) * weights.unsqueeze(1)
+            gradient[:, :-1] += residual.T @ wide
+            gradient[:, -1] += residual.sum(dim=0)
+    distributed.summed(totals)
+    return float(totals[-1]), gradient
+
+
+def _compiled(
+    features: "Features", labels: "Tensor", rows: "Tensor", shares: "Tensor", weight: "Tensor", bias: "Tensor"
+) -> "Iterator[Tensor]":
+    """`cross_entropy` by the compiled loop: what each thread adds, (C (d + 1) + 1,) float64 with the loss last."""
+    import torch
+
+    from stages import kernels
+
+    classes, width = weight.shape
+    held = Rows.of(features)
+    on_rows, offsets = weight.contiguous().numpy(), bias.to(torch.float64).numpy()
+    work: list[Any] = []
+    before = -held.start
+    for part in held.parts:
+        inside = (rows >= before) & (rows < before + len(part.values)) if len(held.parts) > 1 else None
+        numbers = rows if inside is None else rows[inside]
+        weights = shares if inside is None else shares[inside]
+        # A batch that one thread is done with sooner than others are woken stays whole.
+        pieces = threads() if len(numbers) * width >= LEAST_SHARED else 1
+        for few, their in zip(numbers.tensor_split(pieces), weights.tensor_split(pieces), strict=True):
+            if len(few):
+                work.append((as_numpy(part.values), (few - before).numpy(), labels[few].numpy(), their.numpy()))
+        before += len(part.values)
+
+    def run(task: Any) -> "Tensor":
+        x, numbers, targets, weights = task
+        out = torch.zeros(classes * (width + 1) + 1, dtype=torch.float64)
+        gradient = out[:-1].view(classes, width + 1).numpy()
+        out[-1] = kernels.slope(x, numbers, targets, weights, on_rows, offsets, gradient)
+        return out
+
+    if len(work) < 2:
+        yield from map(run, work)
+    else:
+        yield from pool(threads()).map(run, work)

@@ -3,20 +3,22 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import artifacts
+from stages import artifacts, distributed
 from stages.artifacts import Metadata
 from stages.passes import group_means
-from stages.runtime import Progress, resolve_device, silent
+from stages.runtime import Progress, begin, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from stages.rows import Features
 
 # A mean needs more than one sample to mean something; the reference (golden/README.md) falls back below two.
 LEAST_MINORITY = 2
 
 
 def neutralize(
-    features: "Tensor",
+    features: "Features",
     labels: "Tensor",
     minority: "Tensor",
     *,
@@ -28,7 +30,7 @@ def neutralize(
     A class with fewer than two minority samples gets the mean of its rest; one that is all minority, the mean of that.
 
     Args:
-        features: (n, d) float32.
+        features: (n, d).
         labels: (n,) int64 in [0, C), every class with at least one sample.
         minority: (n,) bool, from `identify`.
         classes: C; by default the highest label plus one.
@@ -38,7 +40,7 @@ def neutralize(
     classes = int(labels.max()) + 1 if classes is None else classes
     groups = 2 * labels + minority.to(torch.int64)
     means = group_means(features, groups, 2 * classes, progress=progress)
-    sizes = torch.bincount(groups, minlength=2 * classes)
+    sizes = distributed.summed(torch.bincount(groups, minlength=2 * classes))
     rest, drawn_away = means[0::2], means[1::2]
     no_minority = (sizes[1::2] < LEAST_MINORITY).unsqueeze(1)
     no_rest = (sizes[0::2] == 0).unsqueeze(1)
@@ -57,7 +59,7 @@ def run(*, features: Path, identify: Path, out: Path, device: str = "auto", prog
     """
     import torch
 
-    target = resolve_device(device)
+    target = begin(device)
     data = artifacts.read("features", features)
     found = artifacts.read("identify", identify)
     artifacts.agree("n", data, found)
@@ -66,10 +68,11 @@ def run(*, features: Path, identify: Path, out: Path, device: str = "auto", prog
     classes = artifacts.check_labels(data, found.sizes["C"], source=found)
     names = data.class_names(classes)
     with artifacts.outputs(features, identify) as files:
-        labels, minority = data["labels"].to(target), found["minority"].to(target)
-        centers = neutralize(data["features"].to(target), labels, minority, classes=classes, progress=progress)
+        labels, minority = data.own("labels").to(target), found.own("minority").to(target)
+        centers = neutralize(data.rows.to(target), labels, minority, classes=classes, progress=progress)
         inputs = {"features": data.fingerprint, "identify": found.fingerprint}
         files.artifact("neutralize", out, {"centers": centers}, Metadata(inputs=inputs, class_names=names))
+    labels, minority = data["labels"], found["minority"]
     sizes = torch.bincount(labels, minlength=classes).tolist()
     counts = torch.bincount(labels[minority], minlength=classes).tolist()
     rows = [

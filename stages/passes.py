@@ -1,31 +1,100 @@
-"""The passes over the features that several stages make, block by block of rows: no copy of all features."""
+"""The passes over the features that several stages make, each reading every row once and keeping no copy of them.
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+Features are a tensor (n, d) or `Rows` of files. Where several processes work together each holds a share of the samples:
+`features`, `labels` and what is (n,) are the process's own, and sums and counts are over all of them.
+"""
 
-from stages.runtime import Progress, silent
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stages import distributed
+from stages.rows import BLOCK_ROWS, Rows
+from stages.runtime import Progress, silent, threads
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
-# Rows that a pass over the features takes at once: small enough for temporaries to stay in cache, large enough that
-# Python's share of the time vanishes.
-BLOCK_ROWS = 1024
+    from stages.rows import Features
 
+Made = TypeVar("Made")
+
+# Values of the features from which on the compiled loops are worth importing, and the groups or points of a pass beyond
+# which a matrix product is faster than they are.
+KERNEL_VALUES = 1 << 22
+MANY = 64
+# Shares of threads begin at multiples of so many rows, as those of processes do at multiples of BLOCK_ROWS: `kernels.CHUNK`.
+UNIT = 256
 # Groups beyond which one-hot rows would be larger than the features.
 MANY_GROUPS = 256
 
 
-def blocks(*tensors: "Tensor", what: str = "", progress: Progress = silent) -> Iterator[tuple["Tensor", ...]]:
-    """The tensors' rows, BLOCK_ROWS at a time, as views; `progress` counts them under the name `what`."""
-    samples = tensors[0].shape[0]
-    for start in range(0, samples, BLOCK_ROWS):
-        progress(what, start, samples)
-        yield tuple(tensor[start : start + BLOCK_ROWS] for tensor in tensors)
-    progress(what, samples, samples)
+def blocks(
+    features: "Features", *columns: "Tensor", what: str = "", progress: Progress = silent
+) -> "Iterator[tuple[Tensor, ...]]":
+    """Rows (k, d) float32 and the columns' rows, block by block; `progress` counts them under the name `what`."""
+    rows = Rows.of(features)
+    for start, block in rows.blocks():
+        progress(what, start, len(rows))
+        yield block, *(column[start : start + len(block)] for column in columns)
+    progress(what, len(rows), len(rows))
 
 
-def group_means(features: "Tensor", groups: "Tensor", count: int, *, progress: Progress = silent) -> "Tensor":
+def chosen(features: "Features", rows: "Tensor") -> "Iterator[tuple[Tensor, Tensor]]":
+    """Some rows (k,) int64 of the features, block by block: (the rows' numbers, rows (b, d) float32)."""
+    for start in range(0, len(rows), BLOCK_ROWS):
+        part = rows[start : start + BLOCK_ROWS]
+        yield part, Rows.of(features).take(part)
+
+
+def compiled(features: "Features") -> bool:
+    """Whether a pass over these features takes the loops of `kernels`: on a CPU, and large over all processes."""
+    import torch
+
+    rows = Rows.of(features)
+    if str(rows.device) != "cpu" or rows.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return False
+    whole = all(part.values.is_contiguous() for part in rows.parts)
+    return whole and len(rows) * distributed.size() * rows.shape[1] >= KERNEL_VALUES
+
+
+def spread(features: "Features", work: "Callable[[np.ndarray, int, Made], None]", make: Callable[[], Made]) -> list[Made]:
+    """A pass of a loop of `kernels` over the rows, by several threads.
+
+    Each thread makes what it adds to, and calls work(x, first, its own): x (k, d) as stored, first the row of the features
+    that x begins with. Returns what the threads have made, always in the same order.
+    """
+    rows = Rows.of(features)
+    count = threads()
+    units = -(-len(rows) // UNIT)
+
+    def part(index: int) -> Made:
+        made = make()
+        start, stop = (min(len(rows), units * at // count * UNIT) for at in (index, index + 1))
+        for first, values in rows.spans(start, stop):
+            work(as_numpy(values), first, made)
+        return made
+
+    return [part(0)] if count == 1 else list(pool(count).map(part, range(count)))
+
+
+@cache
+def pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count)
+
+
+def as_numpy(values: "Tensor") -> "np.ndarray":
+    """Values as the loops of `kernels` take them: the bits of float16 as uint16, of bfloat16 as int16."""
+    import torch
+
+    views = {torch.float16: torch.uint16, torch.bfloat16: torch.int16}
+    array: np.ndarray = values.detach().view(views.get(values.dtype, values.dtype)).numpy()
+    return array
+
+
+def group_means(features: "Features", groups: "Tensor", count: int, *, progress: Progress = silent) -> "Tensor":
     """Means (count, d) float32 of the rows of each group, summed in float64; a group without rows gets zeros.
 
     Args:
@@ -34,19 +103,40 @@ def group_means(features: "Tensor", groups: "Tensor", count: int, *, progress: P
     """
     import torch
 
-    sums = torch.zeros(count, features.shape[1], dtype=torch.float64, device=features.device)
-    for rows, members in blocks(features, groups, what="means", progress=progress):
-        if count > MANY_GROUPS:
-            # On CUDA this is deterministic where `runtime.reproducible` asks for it, and slow.
-            sums.index_add_(0, members, rows.to(torch.float64))
-        else:
-            # A product with one-hot rows is deterministic everywhere, and fast.
-            sums += torch.nn.functional.one_hot(members, count).T.to(torch.float64) @ rows.to(torch.float64)
-    sizes = torch.bincount(groups, minlength=count).clamp(min=1)
+    sums = group_sums(features, groups, count, progress=progress)
+    sizes = distributed.summed(torch.bincount(groups, minlength=count)).clamp(min=1)
     return (sums / sizes.unsqueeze(1)).to(torch.float32)
 
 
-def nearest(features: "Tensor", points: "Tensor", *, progress: Progress = silent) -> "Tensor":
+def group_sums(features: "Features", groups: "Tensor", count: int, *, progress: Progress = silent) -> "Tensor":
+    """Sums (count, d) float64 of the rows of each group; rows whose group is below 0 are left out."""
+    import torch
+
+    width = features.shape[1]
+    if count <= MANY_GROUPS and compiled(features):
+        from stages import kernels
+
+        numbers = groups.numpy()
+
+        def add(x: "np.ndarray", first: int, out: "np.ndarray") -> None:
+            kernels.sums(x, numbers[first : first + len(x)], out)
+
+        parts = spread(features, add, lambda: torch.zeros(count, width, dtype=torch.float64).numpy())
+        return distributed.summed(torch.from_numpy(sum(parts[1:], parts[0])))
+    sums = torch.zeros(count, width, dtype=torch.float64, device=groups.device)
+    for rows, members in blocks(features, groups, what="means", progress=progress):
+        inside = members >= 0
+        own, wide = members[inside], rows[inside].to(torch.float64)
+        if count > MANY_GROUPS:
+            # On CUDA this is deterministic where `runtime.reproducible` asks for it, and slow.
+            sums.index_add_(0, own, wide)
+        else:
+            # A product with one-hot rows is deterministic everywhere, and fast.
+            sums += torch.nn.functional.one_hot(own, count).T.to(torch.float64) @ wide
+    return distributed.summed(sums)
+
+
+def nearest(features: "Features", points: "Tensor", *, progress: Progress = silent) -> "Tensor":
     """Index (n,) int64 of the point (C, d) that is nearest (L2) to each row of features (n, d).
 
     ||x - p||^2 = ||x||^2 - 2 x.p + ||p||^2, and ||x||^2 is the same for all points. In float64, so that the
@@ -55,16 +145,47 @@ def nearest(features: "Tensor", points: "Tensor", *, progress: Progress = silent
     import torch
 
     target = points.to(torch.float64)
-    half_norms = target.square().sum(dim=1) / 2
-    result = torch.empty(features.shape[0], dtype=torch.int64, device=features.device)
-    for rows, out in blocks(features, result, what="nearest", progress=progress):
-        out.copy_((rows.to(torch.float64) @ target.T - half_norms).argmax(dim=1))
-    return result
+    [closest] = best(features, [(target, -target.square().sum(dim=1) / 2)], what="nearest", progress=progress)
+    return closest
 
 
-def predict(features: "Tensor", weight: "Tensor", bias: "Tensor", *, progress: Progress = silent) -> "Tensor":
-    """Classes (m,) int64 that a linear head (C, d), (C,) gives to features (m, d)."""
+def predict(features: "Features", weight: "Tensor", bias: "Tensor", *, progress: Progress = silent) -> "Tensor":
+    """Classes (n,) int64 that a linear head (C, d), (C,) gives to features (n, d)."""
+    [classes] = best(features, [(weight, bias)], what="predict", progress=progress)
+    return classes
+
+
+def best(
+    features: "Features",
+    heads: "list[tuple[Tensor, Tensor]]",
+    *,
+    what: str,
+    only: "Tensor | None" = None,
+    progress: Progress = silent,
+) -> "list[Tensor]":
+    """For each linear head (C, d), (C,), the output (n,) int64 that is highest for each row; all heads in one pass.
+
+    `only` (n,) bool: the rows that are asked for; the others are not read, and get -1.
+    """
     import torch
 
-    batches = blocks(features, what="predict", progress=progress)
-    return torch.cat([(rows @ weight.T + bias).argmax(dim=1) for (rows,) in batches])
+    classes = len(heads[0][1])
+    weight = torch.cat([weight for weight, _ in heads]).to(torch.float64)
+    bias = torch.cat([bias for _, bias in heads]).to(torch.float64)
+    result = torch.full((len(heads), features.shape[0]), -1, device=weight.device)
+    asked = torch.ones_like(result[0], dtype=torch.bool) if only is None else only
+    if len(bias) <= MANY and compiled(features):
+        from stages import kernels
+
+        out, mask, on_rows, offsets = result.numpy(), asked.numpy(), weight.contiguous().numpy(), bias.numpy()
+
+        def choose(x: "np.ndarray", first: int, made: Any) -> None:
+            part = slice(first, first + len(x))
+            kernels.best(x, mask[part], on_rows, offsets, classes, out[:, part])
+
+        spread(features, choose, lambda: None)
+        return list(result)
+    for rows, inside, out_rows in blocks(features, asked, result.T, what=what, progress=progress):
+        wide = rows[inside].to(torch.float64)
+        out_rows[inside] = (wide @ weight.T + bias).view(-1, len(heads), classes).argmax(dim=2)
+    return list(result)

@@ -15,7 +15,7 @@ from stages.data.folder import SUFFIXES
 from stages.data.table import read_rows_jsonl
 from stages.errors import BadData, Mismatch, MissingFile
 from stages.extract import compute_dtype, cut, encoded, head_tensors
-from stages.runtime import Progress, reproducible, resolve_device, silent
+from stages.runtime import Progress, begin, reproducible, silent
 
 
 def run(
@@ -54,7 +54,7 @@ def run(
     """
     import torch
 
-    target = resolve_device(device)
+    target = begin(device)
     new = artifacts.read("update", update)
     classifier = models.open_trained(model, own_model).classifier
     is_text = classifier.kind == "text" or (classifier.kind == "any" and not _images(paths))

@@ -1,10 +1,12 @@
-"""Where and how a stage runs: device, seeds, determinism, progress."""
+"""Where and how a stage runs: device, threads, seeds, determinism, progress."""
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from stages import distributed
 from stages.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -41,6 +43,25 @@ def resolve_device(name: str = "auto") -> "torch.device":
     return torch.device(name)
 
 
+def begin(device: str = "auto") -> "torch.device":
+    """What a stage does first: the device of this process, which joins the others where torchrun has started several.
+
+    Sets how many threads the process computes with: see `thread_count`.
+
+    Raises:
+        BadParameter: as `resolve_device` and `thread_count`.
+        WorkerLost: another process cannot be reached.
+    """
+    import torch
+
+    torch.set_num_threads(thread_count())
+    target = resolve_device(device)
+    if target.type == "cuda" and target.index is None and distributed.size() > 1:
+        target = torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
+    distributed.start(target)
+    return target
+
+
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
     """Same seed, same bytes: seeds torch's global generator and asks for deterministic kernels, for the time of a block."""
@@ -48,13 +69,100 @@ def reproducible(seed: int) -> Iterator[None]:
 
     # cuBLAS reads this when it is first used; without it deterministic algorithms are refused on CUDA.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
+    memory: Any = torch.utils.deterministic
+    before, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    filled = memory.fill_uninitialized_memory
+    # As use_deterministic_algorithms(True), which also tells PyTorch's compiler and to that end imports it: 1.3 s of CPU.
+    torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.benchmark = False
+    # NaN in all new memory finds code that reads what it has not written, and takes a third of a small model's time.
+    memory.fill_uninitialized_memory = False
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
         torch.backends.cudnn.benchmark = benchmark
+        memory.fill_uninitialized_memory = filled
+
+
+def threads() -> int:
+    """How many threads this process computes with: PyTorch's number, which `begin` sets."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def thread_count() -> int:
+    """How many threads this process should compute with: NSF_THREADS, else OMP_NUM_THREADS, else its share of the cores.
+
+    Where torchrun starts several processes on a machine, OMP_NUM_THREADS=1 is taken for torchrun's own, which it sets where
+    nobody has; one thread for each process is NSF_THREADS=1.
+
+    Raises:
+        BadParameter: NSF_THREADS is no whole number from 1.
+    """
+    given = os.environ.get("NSF_THREADS", "")
+    if given:
+        if not given.isdecimal() or int(given) < 1:
+            raise BadParameter(
+                f"'{given}' is no number of threads",
+                where="NSF_THREADS",
+                do="set it to a whole number from 1, or unset it for one thread a core",
+            )
+        return int(given)
+    processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    # May be a list, one number for each level of nested loops.
+    common = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if common.isdecimal() and int(common) > 0 and not (processes > 1 and common == "1"):
+        return int(common)
+    return max(1, cores() // processes)
+
+
+def cores() -> int:
+    """How many cores this process may use: by its affinity, hyperthreads of a core counted once, and its cgroups' quota."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    available = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = _read(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"))
+        available.add(siblings or str(cpu))
+    # Rounded down: a thread beyond the quota stops all others with it.
+    return max(1, min(len(available), int(quota())))
+
+
+def quota(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """The cores that the cgroups of this process, version 1 or 2, let it use; many where they set no limit.
+
+    Args:
+        groups: where cgroups are mounted.
+        own: the file with the process's place in each hierarchy, lines "number:controllers:path".
+    """
+    limits = [float(1 << 20)]
+    for line in _read(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # Version 2 is one hierarchy at the top, or in "unified" beside version 1's, which has a folder for each controller.
+        tops = [groups / controllers, groups / "cpu"] if controllers else [groups, groups / "unified"]
+        for top in tops:
+            place = Path(path.lstrip("/"))
+            # Each group up to the top may set a limit. In a container the path may be the host's: then the top is its own.
+            for folder in (top / place, *(top / parent for parent in place.parents), top):
+                with suppress(ValueError, ZeroDivisionError):
+                    if controllers:
+                        most, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+                    else:
+                        most, period = _read(folder / "cpu.max").split()
+                    if int(most) > 0:
+                        limits.append(int(most) / int(period))
+    return min(limits)
+
+
+def _read(path: Path) -> str:
+    """A file of the kernel's; empty where there is none."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

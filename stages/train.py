@@ -10,7 +10,7 @@ from stages.data import Split, open_split
 from stages.errors import BadValues, UserError
 from stages.loading import batches, unreadable
 from stages.models import Classifier
-from stages.runtime import Progress, reproducible, resolve_device, silent
+from stages.runtime import Progress, begin, reproducible, silent
 
 
 def train(
@@ -46,7 +46,7 @@ def train(
     import torch
     from torch.nn.functional import cross_entropy
 
-    target = resolve_device(device)
+    target = begin(device)
     network = model.network.to(target).train()
     labels = torch.from_numpy(split.labels).to(target)
     rates: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
@@ -113,7 +113,7 @@ def run(
     Raises:
         UserError: data or model cannot be used; nothing is written.
     """
-    resolve_device(device)
+    begin(device)
     split = open_split("train", **data)
     skipped: list[UserError] | None = [] if data.get("on_error") == "skip" else None
     with artifacts.outputs() as files, reproducible(seed):

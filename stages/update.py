@@ -4,17 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages import artifacts
+from stages import artifacts, distributed
+from stages.adam import Adam
 from stages.artifacts import Metadata
 from stages.auto import repair
-from stages.eliminate import transform
 from stages.errors import BadValues
 from stages.identify import Identified
-from stages.passes import blocks, nearest
-from stages.runtime import Progress, reproducible, resolve_device, silent
+from stages.logistic import cross_entropy
+from stages.passes import best
+from stages.runtime import Progress, begin, reproducible, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from stages.rows import Features
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Updated:
 
 
 def select(
-    features: "Tensor", labels: "Tensor", minority: "Tensor", centers: "Tensor", scale: "Tensor", shift: "Tensor"
+    features: "Features", labels: "Tensor", minority: "Tensor", centers: "Tensor", scale: "Tensor", shift: "Tensor"
 ) -> tuple["Tensor", "Tensor"]:
     """The rescued and the conforming samples, (n,) bool each.
 
@@ -36,7 +39,7 @@ def select(
     right on x.
 
     Args:
-        features: (n, d) float32.
+        features: (n, d).
         labels: (n,) int64 in [0, C).
         minority: (n,) bool, from `identify`.
         centers: (C, d), from `neutralize`.
@@ -44,16 +47,15 @@ def select(
     """
     import torch
 
-    drawn_away = minority.nonzero().flatten()
-    right = [nearest(transform(features[rows], scale, shift), centers) == labels[rows] for (rows,) in blocks(drawn_away)]
-    rescued = torch.zeros_like(minority)
-    if right:
-        rescued[drawn_away] = torch.cat(right)
-    return rescued, ~minority
+    # The center nearest to T(x) has the highest T(x).c - ||c||^2 / 2, which is a linear head on T(x), folded onto x.
+    points, stretch, move = (tensor.to(torch.float64) for tensor in (centers, scale, shift))
+    offsets = points @ (stretch * move - move) - points.square().sum(dim=1) / 2
+    [closest] = best(features, [(points * stretch, offsets)], what="select", only=minority)
+    return closest == labels, ~minority
 
 
 def update(
-    features: "Tensor",
+    features: "Features",
     labels: "Tensor",
     rescued: "Tensor",
     conforming: "Tensor",
@@ -70,10 +72,14 @@ def update(
 
     Each step takes B = min(|rescued|, |conforming|) samples of each kind, all of the smaller kind and a draw with
     replacement from the larger; loss = CE(rescued) + CE(conforming); AdamW without weight decay from PyTorch's default
-    initialisation of a linear layer. All randomness comes from one CPU generator, so that every device draws alike.
+    initialisation of a linear layer. All randomness comes from one CPU generator, so that every device draws alike, and
+    every process.
+
+    T is affine: the head on T(x) is evaluated as the folded head on x, and its gradient follows from that of the folded
+    head, so that no T(x) is kept.
 
     Args:
-        features: (n, d) float32.
+        features: (n, d).
         labels: (n,) int64 in [0, classes).
         rescued, conforming: (n,) bool, from `select`; neither may be empty.
         scale, shift: (d,), from `eliminate`.
@@ -83,38 +89,40 @@ def update(
         seed: of the initialisation and the draws.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
-    device, width = features.device, features.shape[1]
+    device, width = labels.device, features.shape[1]
     generator = torch.Generator().manual_seed(seed)
     # torch.nn.Linear's own: uniform in +-1/sqrt(d), weight first, then bias.
     bound = width**-0.5
-    weight = torch.empty(classes, width).uniform_(-bound, bound, generator=generator).to(device).requires_grad_()
-    bias = torch.empty(classes).uniform_(-bound, bound, generator=generator).to(device).requires_grad_()
-    optimizer = torch.optim.AdamW([weight, bias], lr=learning_rate, weight_decay=0.0)
-    kinds = [rescued.nonzero().flatten(), conforming.nonzero().flatten()]
-    size = min(len(members) for members in kinds)
-    # The smaller kind is the same in every batch: gathered and mapped once.
-    fixed = {
-        position: (transform(features[members], scale, shift), labels[members])
-        for position, members in enumerate(kinds)
-        if len(members) == size
-    }
+    weight = torch.empty(classes, width).uniform_(-bound, bound, generator=generator).to(device)
+    bias = torch.empty(classes).uniform_(-bound, bound, generator=generator).to(device)
+    optimizer = Adam([weight, bias], learning_rate)
+    kinds = sorted((_numbered(kind) for kind in (rescued, conforming)), key=lambda kind: kind[2])
+    size = kinds[0][2]
+    move = scale * shift - shift
     for step in range(steps):
-        loss = torch.zeros((), device=device)
-        for position, members in enumerate(kinds):
-            if position in fixed:
-                mapped, targets = fixed[position]
-            else:
-                drawn = members[torch.randint(len(members), (size,), generator=generator).to(device)]
-                mapped, targets = transform(features[drawn], scale, shift), labels[drawn]
-            loss = loss + cross_entropy(mapped @ weight.T + bias, targets)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        drawn = []
+        for members, before, count in kinds:
+            if count > size:
+                # Numbers over all processes, of which this one takes its own; sorted, for memory is read in order.
+                numbers = torch.randint(count, (size,), generator=generator).sort().values - before
+                members = members[numbers[(numbers >= 0) & (numbers < len(members))].to(device)]
+            drawn.append(members)
+        rows = torch.cat(drawn)
+        shares = torch.full((len(rows),), 1 / size, dtype=torch.float64, device=device)
+        folded, folded_bias = weight * scale, bias + weight @ move
+        _, gradient = cross_entropy(features, labels, rows, shares, folded, folded_bias)
+        of_bias = gradient[:, -1].to(torch.float32)
+        optimizer.step([gradient[:, :-1].to(torch.float32) * scale + of_bias.unsqueeze(1) * move, of_bias])
         progress("update", step + 1, steps)
-    new_weight, new_bias = weight.detach(), bias.detach()
-    return Updated(new_weight, new_bias, *fold(new_weight, new_bias, scale, shift))
+    return Updated(weight, bias, *fold(weight, bias, scale, shift))
+
+
+def _numbered(kind: "Tensor") -> tuple["Tensor", int, int]:
+    """This process's samples of a kind, how many the processes before it have, and how many there are in all."""
+    members = kind.nonzero().flatten()
+    counts = distributed.gathered(len(members))
+    return members, sum(counts[: distributed.rank()]), sum(counts)
 
 
 def fold(weight: "Tensor", bias: "Tensor", scale: "Tensor", shift: "Tensor") -> tuple["Tensor", "Tensor"]:
@@ -175,7 +183,7 @@ def run(
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;
             nothing is written.
     """
-    target = resolve_device(device)
+    target = begin(device)
     data = artifacts.read("features", features)
     found = artifacts.read("identify", identify)
     neutral = artifacts.read("neutralize", neutralize)
@@ -191,10 +199,11 @@ def run(
     parameters: dict[str, Any] = {"solver": solver, "seed": seed}
     extra: dict[str, Any] = {}
     with artifacts.outputs(features, identify, neutralize, eliminate, head) as files, reproducible(seed):
-        x, labels = data["features"].to(target), data["labels"].to(target)
-        minority = found["minority"].to(target)
+        x, labels = data.rows.to(target), data.own("labels").to(target)
+        minority = found.own("minority").to(target)
         scale, shift = learned["scale"].to(target), learned["shift"].to(target)
         rescued, conforming = select(x, labels, minority, neutral["centers"].to(target), scale, shift)
+        rescued_in_all, conforming_in_all = (distributed.count(int(kind.sum())) for kind in (rescued, conforming))
         base_head = (base["weight"].to(target), base["bias"].to(target)) if base is not None else None
         attributes: Tensor | None = None
         because: str | None = None
@@ -202,7 +211,7 @@ def run(
             parameters |= {"regularization": regularization, "force": force}
             repaired = repair(
                 x, labels, base_head,
-                found=Identified(found["centroids"].to(target), found["nearest"].to(target), minority),
+                found=Identified(found["centroids"].to(target), found.own("nearest").to(target), minority),
                 classes=classes, regularization=None if regularization == "auto" else regularization,
                 force=force, seed=seed, progress=progress,
             )  # fmt: skip
@@ -215,25 +224,25 @@ def run(
                 "verdict": repaired.verdict.bias,
                 "mirror": repaired.verdict.mirror,
                 "recovered": None if repaired.recovered is None else round(repaired.recovered, 6),
-                "pseudo_minority": None if attributes is None else int((attributes != labels).sum()),
+                "pseudo_minority": None if attributes is None else distributed.count(int((attributes != labels).sum())),
                 "penalty": again.penalty if again is not None else None,
             }
         else:
             parameters |= {"steps": steps, "learning_rate": learning_rate}
-            if bool(rescued.any()) and bool(conforming.any()):
+            if rescued_in_all and conforming_in_all:
                 new = update(
                     x, labels, rescued, conforming, scale, shift,
                     classes=classes, steps=steps, learning_rate=learning_rate, seed=seed, progress=progress,
                 )  # fmt: skip
             elif base_head is not None:
                 because = (
-                    f"{int(rescued.sum())} samples are rescued and {int(conforming.sum())} conforming, so there is nothing "
+                    f"{rescued_in_all} samples are rescued and {conforming_in_all} conforming, so there is nothing "
                     "to learn from"
                 )
                 new = Updated(*unfold(*base_head, scale, shift), *base_head)
             else:
                 raise BadValues(
-                    f"{int(rescued.sum())} samples are rescued and {int(conforming.sum())} conforming, so there is nothing "
+                    f"{rescued_in_all} samples are rescued and {conforming_in_all} conforming, so there is nothing "
                     "to train a new head on",
                     where=features,
                     do="give the base head (--head) to keep it",
@@ -251,9 +260,9 @@ def run(
     return {
         "out": str(out),
         "solver": solver,
-        "minority": int(minority.sum()),
-        "rescued": int(rescued.sum()),
-        "conforming": int(conforming.sum()),
+        "minority": int(found["minority"].sum()),
+        "rescued": rescued_in_all,
+        "conforming": conforming_in_all,
         "base_head_kept": because is not None,
         "kept_because": because,
         **extra,

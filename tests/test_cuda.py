@@ -8,7 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from stages.auto import repair
+from stages.eliminate import eliminate
+from stages.identify import assess, identify
+from stages.neutralize import neutralize
 from stages.passes import predict
+from stages.rows import Part, Rows
+from stages.update import select, update
 from tests.conftest import REPOSITORY, Done, planted
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -39,6 +44,29 @@ def test_stages_agree_with_the_cpu(device: str, nsf: Callable[..., Done], own_fe
     for command in CHAIN:
         for tensor, expected in made["cpu"][command].items():
             torch.testing.assert_close(made[device][command][tensor], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("resident", [True, False])
+def test_large_features_agree_with_the_compiled_loops(dtype: torch.dtype, resident: bool) -> None:
+    """On the GPU as a whole, and streamed to it from two parts; on the CPU by `kernels`."""
+    tensors = planted(40_000, 128)
+    x, y = tensors["features"].to(dtype), tensors["labels"]
+    parts = Rows([Part(piece) for piece in x.split([15_001, 24_999])])
+    found = {}
+    for device in ("cpu", "cuda"):
+        given = x if device == "cpu" else parts.to("cuda") if resident else Rows(parts.parts, device=torch.device("cuda"))
+        labels = y.to(device)
+        seen = identify(given, labels)
+        centers = neutralize(given, labels, seen.minority)
+        learned = eliminate(given, labels, centers, steps=40)
+        chosen = select(given, labels, seen.minority, centers, learned.scale, learned.shift)
+        head = update(given, labels, *chosen, learned.scale, learned.shift, classes=2, steps=20)
+        mirror = assess(given, labels, seen).mirror
+        found[device] = [seen.minority, *chosen, centers, learned.scale, learned.shift, head.folded_weight, head.folded_bias]
+        found[device].append(torch.tensor(mirror))
+    for cpu, gpu in zip(found["cpu"], found["cuda"], strict=True):
+        torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-3, atol=1e-4)
 
 
 def test_auto_agrees_with_the_cpu() -> None:

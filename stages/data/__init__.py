@@ -66,6 +66,8 @@ class Split:
         attribute_names: a name per attribute value.
         ids_are: what an id counts, in words ("row of metadata.csv").
         kind: what a sample is: "image", an RGB image; "text", a str or a tuple of two (premise and hypothesis, say).
+        origin: what tells whether the sample at a position has changed: the file that it lies in, or words that change
+            with it; None where the sample itself is the cheapest such thing.
     """
 
     labels: np.ndarray
@@ -77,6 +79,7 @@ class Split:
     attributes: np.ndarray | None = None
     attribute_names: Sequence[str] | None = field(default=None)
     kind: str = "image"
+    origin: Callable[[int], Path | str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -230,7 +233,9 @@ class Table:
         return found.to_numpy(dtype=object)
 
     def images(self, root: Path, names: "Series", chosen: np.ndarray, *, do: str) -> dict[str, Any]:
-        """`load` and `locate` of a Split for the images that these rows, `chosen`, name; one of the first must be there.
+        """`load`, `locate` and `origin` of a Split for the images that these rows, `chosen`, name.
+
+        One of the first of them must be there.
 
         Args:
             root: the folder that the names start from.
@@ -243,7 +248,8 @@ class Table:
             place = place_of(self.path, self.lines, chosen[0])
             raise BadData(f"{place} names the image {root / files[0]}, which is not there", where=self.path, do=do)
         locate = partial(_locate_image, str(root), files, self.path, self.lines, chosen)
-        return {"load": partial(load_image, str(root), files), "locate": locate}
+        origin = partial(image_file, str(root), files)
+        return {"load": partial(load_image, str(root), files), "locate": locate, "origin": origin}
 
     def texts(self, columns: "Sequence[Series]", chosen: np.ndarray) -> dict[str, Any]:
         """`kind`, `load` and `locate` of a Split for the texts in one column or two of these rows, `chosen`."""
@@ -329,6 +335,10 @@ def place_of(path: Path, lines: "int | Callable[[Path], np.ndarray] | None", row
 
 def load_image(root: str, names: list[str], position: int) -> "Image":
     return open_image(Path(root, names[position]))
+
+
+def image_file(root: str, names: list[str], position: int) -> Path:
+    return Path(root, names[position])
 
 
 def load_text(columns: tuple[list[str], ...], position: int) -> str | tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.data import CHECKED, Split, Table, check_columns, find_folder, load_image, read_csv
+from stages.data import CHECKED, Split, Table, check_columns, find_folder, image_file, load_image, read_csv
 from stages.errors import BadData
 
 CLASSES = ("finding", "no finding")
@@ -59,6 +59,7 @@ def read(split: str, *, root: str) -> Split:
         ids=ids,
         load=partial(load_image, str(start), files),
         locate=partial(_locate, str(start), files),
+        origin=partial(image_file, str(start), files),
         class_names=CLASSES,
         ids_are="row of train.csv and then of valid.csv, 0 for the first after train.csv's header",
         attributes=attributes[chosen],

@@ -45,6 +45,7 @@ def read(split: str, *, root: str) -> Split:
         ids=np.arange(len(files), dtype=np.int64),
         load=partial(_load, files),
         locate=partial(_locate, files),
+        origin=files.__getitem__,
         class_names=names,
         ids_are=f"image of {base.name}/, from 0, in sorted order of class/image",
     )

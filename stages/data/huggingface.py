@@ -74,6 +74,7 @@ def read(
         raise BadData(f"{place}: there is no class", where=where)
     numbers, names = _number([data, *others], attributes, where) if attributes else (None, None)
     rows = np.arange(len(labels), dtype=np.int64)
+    origin: Any = None
     if text_column is not None:
         texts = [_values(data, column, where) for column in content]
         for column, column_texts in zip(content, texts, strict=True):
@@ -89,6 +90,7 @@ def read(
             do = "cast the column to datasets.Image, or set data.text_column where the data is texts"
             raise BadData(f"column '{image_column}' holds {data.features[image_column]}, no images", where=where, do=do)
         load = partial(_load_image, data.select_columns([image_column]), image_column, str(where))
+        origin = partial(_origin, data._fingerprint)
     return Split(
         labels=labels[rows],
         ids=rows,
@@ -99,6 +101,7 @@ def read(
         attributes=None if numbers is None else numbers[rows],
         attribute_names=None if names is None else named(attribute_names, names, "attribute_names"),
         kind="image" if text_column is None else "text",
+        origin=origin,
     )
 
 
@@ -153,6 +156,11 @@ def _load_image(data: Any, column: str, where: str, position: int) -> "Image":
         return image.convert("RGB")
     except Exception as error:  # a file that is gone, or any of the ways in which Pillow fails
         raise BadData(f"row {position} (from 0) cannot be read as an image", where=where, do="replace it") from error
+
+
+def _origin(fingerprint: str, position: int) -> str:
+    """`datasets` gives every data set that it makes a fingerprint, of its content and of what was done to it."""
+    return f"row {position} of {fingerprint}"
 
 
 def _locate(where: str, rows: np.ndarray, position: int) -> str:

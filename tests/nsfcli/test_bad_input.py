@@ -371,7 +371,7 @@ def test_an_option_s_value(command: str, option: str, value: str, allowed: str, 
 def test_a_learning_rate_at_which_it_diverges(command: str, refuse: Refuse) -> None:
     solver = ["--solver", "published"] if command == "update" else []
     refuse(
-        command, [*solver, "--learning-rate", "3e37", "--steps", "9"], "NaN or infinity", f"lower {command}.learning_rate"
+        command, [*solver, "--learning-rate", "1e38", "--steps", "9"], "NaN or infinity", f"lower {command}.learning_rate"
     )
 
 

@@ -83,7 +83,7 @@ def test_own_features_run_to_the_end_without_git(nsf: Nsf, tmp_path: Path) -> No
     done = nsf("init", *options)
     assert done.code == 0 and "`dvc repro` runs everything" in done.stdout and "doctor" not in done.stdout
     assert set(read_yaml(tmp_path / "params.yaml")) == {
-        "identify", "neutralize", "eliminate", "update", "evaluate", "compare",
+        "identify", "neutralize", "eliminate", "update", "evaluate", "compare", "distributed",
     }  # fmt: skip
     run_process("dvc", "repro", cwd=tmp_path, check=True)
     assert json.loads((tmp_path / "metrics/evaluate.json").read_text())["base"] is not None

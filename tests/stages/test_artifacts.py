@@ -57,7 +57,7 @@ def test_what_is_written_is_read_back(kind: str, tmp_path: Path) -> None:
     tensors = example(kind)
     path = write(kind, tmp_path / "a.safetensors", tensors)
     artifact = read(kind, path)
-    assert artifact.tensors.keys() == tensors.keys()
+    assert artifact.names == tensors.keys()
     for name, tensor in tensors.items():
         assert artifact[name].dtype == tensor.dtype and torch.equal(artifact[name], tensor)
     assert artifact.sizes == {size: SIZES[size] for column in KINDS[kind].columns.values() for size in column.shape}
@@ -72,7 +72,7 @@ def test_optional_tensors_may_be_left_out(kind: str, tmp_path: Path) -> None:
     optional = {name for name, column in KINDS[kind].columns.items() if column.optional}
     tensors = {name: None if name in optional else tensor for name, tensor in example(kind).items()}
     artifact = read(kind, write(kind, tmp_path / "a.safetensors", tensors))
-    assert artifact.tensors.keys() == tensors.keys() - optional
+    assert artifact.names == tensors.keys() - optional
     assert all(artifact.get(name) is None for name in optional)
 
 
@@ -138,7 +138,7 @@ def test_features_of_other_programs(floats: torch.dtype, integers: torch.dtype, 
 
 def test_tensors_that_no_stage_knows_are_left_alone(own_features: Callable[..., Path]) -> None:
     path = own_features(logits=torch.full((3,), torch.nan))
-    assert "logits" not in read("features", path).tensors
+    assert "logits" not in read("features", path).names
 
 
 def test_class_names(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
-"""Devices by name, loader workers by machine."""
+"""Devices by name, threads and loader workers by machine, determinism."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ import torch
 from stages.errors import BadParameter
 from stages.extract import compute_dtype
 from stages.loading import worker_count
-from stages.runtime import resolve_device
+from stages.runtime import begin, cores, quota, reproducible, resolve_device, thread_count, threads
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cpu:"])
@@ -34,9 +37,10 @@ def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count(0) == 0 and worker_count(5) == 5
-    for cores, workers in ((1, 1), (2, 1), (4, 3), (64, 8)):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
-        assert worker_count("auto") == workers
+    for count, processes, workers in ((1, 1, 1), (2, 1, 1), (4, 1, 3), (64, 1, 16), (16, 4, 3), (8, 8, 1)):
+        monkeypatch.setattr("stages.loading.cores", lambda count=count: count)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert worker_count("auto") == workers, "the processes of a machine share its cores"
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +49,126 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     for supported, chosen in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, supported=supported, **__: supported)
         assert compute_dtype("auto", gpu) == chosen
+
+
+# -------------------------------------------------------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 8),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "3,2"}, 3),
+        ({"OMP_NUM_THREADS": "what"}, 8),
+        ({"OMP_NUM_THREADS": "3", "NSF_THREADS": "5"}, 5),
+        ({"NSF_THREADS": "5"}, 5),
+        ({"NSF_THREADS": ""}, 8),
+        ({"LOCAL_WORLD_SIZE": "4"}, 2),
+        ({"LOCAL_WORLD_SIZE": "16"}, 1),
+        # torchrun sets 1 where nobody has set anything, for several processes alone.
+        ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}, 2),
+        ({"LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}, 1),
+        ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "3"}, 3),
+        ({"LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1", "NSF_THREADS": "1"}, 1),
+    ],
+)
+def test_thread_count(environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.runtime.cores", lambda: 8)
+    for name in ("NSF_THREADS", "OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert thread_count() == expected
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " ", "1 2"])
+def test_a_wrong_number_of_threads(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NSF_THREADS", value)
+    with pytest.raises(BadParameter, match=r"^NSF_THREADS: '.*' is no number of threads; set it to a whole number from 1"):
+        begin("cpu")
+
+
+def test_begin_sets_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        for count in (3, 1):
+            monkeypatch.setenv("NSF_THREADS", str(count))
+            assert begin("cpu") == torch.device("cpu") and threads() == torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_cores_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.runtime._read", lambda path: "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    for limit, expected in ((1e6, 12), (4.0, 4), (2.5, 2), (0.1, 1), (3.7, 3)):
+        monkeypatch.setattr("stages.runtime.quota", lambda limit=limit: limit)
+        assert cores() == expected
+
+
+def test_hyperthreads_of_a_core_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def siblings(path: Path) -> str:
+        cpu = int(path.parts[5].removeprefix("cpu"))
+        return f"{cpu % 4},{cpu % 4 + 4}"
+
+    monkeypatch.setattr("stages.runtime._read", siblings)
+    monkeypatch.setattr("stages.runtime.quota", lambda: 1e6)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert cores() == 4
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 4, 5}, raising=False)
+    assert cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/a/b", {"cpu.max": "max 100000", "a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "200000 100000"}, 2),
+        # A container that sees the host's path: its own group is the top.
+        ("0::/host/docker/1", {"cpu.max": "200000 100000"}, 2),
+        ("4:cpu,cpuacct:/", {"cpu,cpuacct/cpu.cfs_quota_us": "50000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 0.5),
+        ("4:cpu,cpuacct:/h", {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ("1:cpu:/x", {"cpu/x/cpu.cfs_quota_us": "100000", "cpu/x/cpu.cfs_period_us": "100000"}, 1),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("2:memory:/\n0::/", {"unified/cpu.max": "300000 100000"}, 3),
+        ("2:cpuset:/", {"cpuset/cpu.cfs_quota_us": "100000", "cpuset/cpu.cfs_period_us": "100000"}, None),
+        ("0::/", {"cpu.max": "nonsense"}, None),
+        ("", {}, None),
+    ],
+)
+def test_quota(own: str, files: dict[str, str], expected: float | None, tmp_path: Path) -> None:
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{text}\n")
+    found = quota(tmp_path / "groups", tmp_path / "own")
+    assert found == expected if expected is not None else found > 10_000
+
+
+# ---------------------------------------------------------------------------------------------------------- determinism
+
+
+def test_reproducible_for_the_time_of_a_block() -> None:
+    before = torch.random.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with reproducible(3):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            drawn.append(torch.rand(3))
+    assert torch.equal(*drawn) and torch.equal(torch.random.get_rng_state(), before)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_reproducible_does_without_pytorch_s_compiler() -> None:
+    """Whose import takes longer than most stages."""
+    code = """
+import sys, torch
+from stages.runtime import reproducible
+with reproducible(0):
+    torch.ones(3).sum()
+assert not {"torch._inductor", "torch._dynamo"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

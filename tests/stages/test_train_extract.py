@@ -94,7 +94,7 @@ def test_features_are_written_once(
     moves: list[tuple[int, int]] = []
     monkeypatch.setattr(artifacts.RowWriter, "_move", lambda self, source, target, size: moves.append((source, target)))
     extract_to(tmp_path, data, trained)
-    assert len(moves) == 2 and all(source == target for source, target in moves)
+    assert len(moves) == 4 and all(source == target for source, target in moves), "a part and a file for each split"
 
 
 def test_all_splits_and_a_batch_larger_than_the_split(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
@@ -132,7 +132,10 @@ def test_a_corrupt_image(workers: int, images: Path, trained: Path, tmp_path: Pa
         train_on(data, tmp_path / "out/model", workers=workers)
     with pytest.raises(BadData, match=r"test/warm/03\.png: cannot be read"):
         extract_to(tmp_path / "out", data, trained, workers=workers)
-    assert not (tmp_path / "out").exists() and leftovers(tmp_path) == []
+    # What was finished of val is kept for the next run, and nothing else.
+    assert set(files_in(tmp_path / "out/features/.val.parts")) == {"00000.safetensors", "manifest.json"}
+    assert len(files_in(tmp_path / "out")) == 2
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -186,8 +189,9 @@ def test_nothing_can_be_read(images: Path, trained: Path, tmp_path: Path) -> Non
     for path in (tmp_path / "photos/train").rglob("*.png"):
         path.write_bytes(b"not an image")
     with pytest.raises(BadData, match=r"train split, .*\.png: none of the 24 samples can be read"):
-        train_on(data, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and leftovers(tmp_path) == []
+        train_on(data, tmp_path / "trained")
+    assert not (tmp_path / "trained").exists() and leftovers(tmp_path) == []
+    assert not [path for path in (tmp_path / "out").rglob("*.safetensors") if ".parts" not in str(path)]
 
 
 def test_classes_in_another_order_and_other_capitals(images: Path, trained: Path, tmp_path: Path) -> None:

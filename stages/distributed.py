@@ -1,0 +1,167 @@
+"""One stage in several processes: each holds a range of the samples, and what they sum up is added over all of them.
+
+torchrun starts the processes and says so in the environment (RANK, WORLD_SIZE); without it there is one process, and every
+function here gives back what it is given. gloo carries CPU tensors, nccl CUDA's.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from stages.errors import WorkerLost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+# How long a process waits for another. A process that ends closes its connections, which the others notice at once; only a
+# machine that vanishes from the network is waited for as long as this. Shares may take their time: in a resumed extract one
+# process may have nothing left to do and another all of it.
+TIMEOUT = timedelta(hours=2)
+
+# Whether this process works on its own for now; see `alone`.
+_alone = False
+
+
+def rank() -> int:
+    """The number of this process, from 0; process 0 alone writes and prints."""
+    return int(os.environ.get("RANK", "0")) if size() > 1 else 0
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if size() > 1 else 0
+
+
+def size() -> int:
+    """How many processes work together."""
+    return 1 if _alone else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For the time of a block, this process works on its own: all do the same with the same samples."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def share(samples: int, unit: int) -> tuple[int, int]:
+    """The range [start, stop) of the samples that this process works on; ranges begin at multiples of `unit`.
+
+    A block of `unit` rows is computed by one process, and alike by any, so that the results do not depend on how many
+    processes there are but for the order in which float64 sums of blocks are added.
+    """
+    units = -(-samples // unit)
+    start, stop = (units * part // size() * unit for part in (rank(), rank() + 1))
+    return min(start, samples), min(stop, samples)
+
+
+def start(device: Any) -> None:
+    """Join the other processes, once; nothing to do where there is one."""
+    import torch.distributed as dist
+
+    if size() == 1 or dist.is_initialized():
+        return
+    with _lost():
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+
+
+def summed(tensor: "Tensor") -> "Tensor":
+    """The sum of a tensor over all processes, in place.
+
+    Raises:
+        WorkerLost: another process has ended.
+    """
+    if size() > 1:
+        import torch.distributed as dist
+
+        with _lost():
+            dist.all_reduce(tensor)
+    return tensor
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each process has, by rank: any picklable value between processes of one run (never from a file).
+
+    Raises:
+        WorkerLost: another process has ended.
+    """
+    if size() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * size()
+    with _lost():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def rows_of_all(rows: "Tensor") -> "Tensor":
+    """The rows of all processes, by rank one after the other, on this process's device.
+
+    Raises:
+        WorkerLost: another process has ended.
+    """
+    if size() == 1:
+        return rows
+    import torch
+    import torch.distributed as dist
+
+    counts = [0] * size()
+    with _lost():
+        dist.all_gather_object(counts, len(rows))
+        # Of one length, as gloo and nccl want them; a boolean travels as a byte.
+        sent = torch.zeros(max(counts), *rows.shape[1:], dtype=torch.uint8 if rows.dtype == torch.bool else rows.dtype,
+                           device=rows.device)  # fmt: skip
+        sent[: len(rows)] = rows
+        received = [torch.empty_like(sent) for _ in counts]
+        dist.all_gather(received, sent)
+    return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)]).to(rows.dtype)
+
+
+def wait() -> None:
+    """Until all processes are here.
+
+    Raises:
+        WorkerLost: another process has ended.
+    """
+    if size() > 1:
+        import torch.distributed as dist
+
+        with _lost():
+            dist.barrier()
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    """What torch.distributed says of a connection that broke, as a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        # "[its/source/file.cc:545] Connection closed by peer [127.0.0.1]:9640. This is typically ..."
+        said = re.sub(r"^\[\S*\] ", "", " ".join(str(error).split())).split(". ")[0]
+        raise WorkerLost(
+            f"another process of this run has ended or cannot be reached ({said})",
+            where=f"process {rank()} of {size()}",
+            do="see what that process says (one that was killed says nothing), and run the same command again",
+        ) from error
+
+
+def count(value: int) -> int:
+    """The sum of a number over all processes.
+
+    Raises:
+        WorkerLost: another process has ended.
+    """
+    return sum(gathered(value))

@@ -1,0 +1,186 @@
+"""The inner loops over features on a CPU, compiled by numba: each row is read from memory once and worked on in cache.
+
+Why own loops: PyTorch makes every step of a formula a pass of its own over the block, which is three to five times the one
+read that the formulas need (`python -m benchmarks.speed` measures both). Importing numba takes a fifth of a second, so
+that `passes` takes these for large features alone.
+
+All of them release the GIL, so that threads can share the rows. What is summed over rows is added to float64 outputs, at
+most CHUNK rows at a time where the terms are float32: the result depends on the number of threads and processes by
+rounding errors of float64 alone. Features may be stored in half the bytes: float16 is given as
+uint16 and bfloat16 as int16, the same bits, for numba has neither.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+# Rows whose float32 terms are summed in float32.
+CHUNK = 256
+
+# Sums in another order, and multiplications fused with additions; NaN and infinity keep their meaning.
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def _row(x: Any, i: Any, buffer: Any) -> Any:
+    """Row i of x as float32, by way of the buffer (d,) uint32 where it is stored as something else."""
+    raise NotImplementedError
+
+
+@overload(_row, inline="always")
+def _typed_row(x: Any, i: Any, buffer: Any) -> Any:
+    """Which of the functions below takes the place of `_row`; numba wants all of one signature."""
+    if x.dtype == types.float32:
+        return _as_it_is
+    return _half if x.dtype == types.uint16 else _brain
+
+
+def _as_it_is(x: Any, i: Any, buffer: Any) -> Any:
+    return x[i]
+
+
+def _half(x: Any, i: Any, buffer: Any) -> Any:
+    # Exponent and mantissa moved into float32's places are the number times 2^-112, subnormal numbers too.
+    row = buffer.view(np.float32)
+    for j in range(x.shape[1]):
+        bits = np.uint32(x[i, j])
+        buffer[j] = ((bits & np.uint32(0x7FFF)) << np.uint32(13)) | ((bits & np.uint32(0x8000)) << np.uint32(16))
+    for j in range(x.shape[1]):
+        row[j] *= np.float32(5.192296858534828e33)
+    return row
+
+
+def _brain(x: Any, i: Any, buffer: Any) -> Any:
+    for j in range(x.shape[1]):
+        buffer[j] = np.uint32(np.uint16(x[i, j])) << np.uint32(16)
+    return buffer.view(np.float32)
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def sums(x: Any, groups: Any, out: Any) -> None:
+    """out[g] += the rows of group g; groups (n,) int64, out (G, d) float64; a group below 0 is left out."""
+    d = x.shape[1]
+    buffer = np.empty(d, np.uint32)
+    for i in range(x.shape[0]):
+        group = groups[i]
+        if group < 0:
+            continue
+        row, total = _row(x, i, buffer), out[group]
+        for j in range(d):
+            total[j] += np.float64(row[j])
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def best(x: Any, only: Any, weight: Any, bias: Any, classes: int, out: Any) -> None:
+    """out[k, i] = the class of the highest x_i . weight[k C + c] + bias[k C + c], the first of equals.
+
+    only (n,) bool: the rows to do, no other is read; weight (K C, d) and bias (K C,) float64, out (K, n) int64. In
+    float64, so that rounding does not decide.
+    """
+    d = x.shape[1]
+    buffer = np.empty(d, np.uint32)
+    for i in range(x.shape[0]):
+        if not only[i]:
+            continue
+        row = _row(x, i, buffer)
+        for k in range(weight.shape[0] // classes):
+            highest, chosen = -np.inf, 0
+            c = 0
+            while c < classes:
+                # Two at a time, for each value of the row is converted to float64 only once.
+                first, second = k * classes + c, k * classes + min(c + 1, classes - 1)
+                one, other = weight[first], weight[second]
+                a, b = 0.0, 0.0
+                for j in range(d):
+                    value = np.float64(row[j])
+                    a += value * one[j]
+                    b += value * other[j]
+                if a + bias[first] > highest:
+                    highest, chosen = a + bias[first], c
+                if b + bias[second] > highest:
+                    highest, chosen = b + bias[second], c + 1
+                c += 2
+            out[k, i] = chosen
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def pull(x: Any, first: int, labels: Any, scale: Any, offsets: Any, share: float, out: Any) -> float:
+    """One step of `eliminate` over all rows of x: returns the sum of ||r_i||, r_i = x_i * scale + offsets[label].
+
+    first: the number of row 0 among all samples. What is added in float32 are the rows between multiples of CHUNK of
+    these numbers, wherever x begins: the same whatever the share of a process or a thread.
+
+    out[0] += sum u_i and out[1] += sum u_i * x_i with u_i = share * r_i / ||r_i||; scale (d,), offsets (C, d) float32,
+    out (2, d) float64.
+    """
+    d = x.shape[1]
+    buffer = np.empty(d, np.uint32)
+    directions, products = np.zeros(d, np.float32), np.zeros(d, np.float32)
+    distance = 0.0
+    rows, start = x.shape[0], 0
+    while start < rows:
+        stop = min(rows, CHUNK - (first + start) % CHUNK + start)
+        for i in range(start, stop):
+            row, offset = _row(x, i, buffer), offsets[labels[i]]
+            squares = np.float32(0)
+            for j in range(d):
+                residual = row[j] * scale[j] + offset[j]
+                squares += residual * residual
+            norm = np.sqrt(squares)
+            distance += np.float64(norm)
+            # A sample that lies on its center pulls nowhere.
+            if norm > 0:
+                weight = np.float32(share / norm)
+                for j in range(d):
+                    unit = weight * (row[j] * scale[j] + offset[j])
+                    directions[j] += unit
+                    products[j] += unit * row[j]
+        for j in range(d):
+            out[0, j] += np.float64(directions[j])
+            out[1, j] += np.float64(products[j])
+            directions[j] = np.float32(0)
+            products[j] = np.float32(0)
+        start = stop
+    return distance
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def slope(x: Any, rows: Any, labels: Any, shares: Any, weight: Any, bias: Any, out: Any) -> float:
+    """The cross-entropy of a linear head on some rows, sum shares[k] * CE(weight x + bias, label), and its gradient.
+
+    rows (k,) int64, the rows to take, some perhaps twice, and their labels (k,) int64; shares (k,) float64; weight (C, d)
+    float32, bias (C,) float64. out (C, d + 1) float64: the gradient of the weight and, last, of the bias, from zero.
+
+    The classes' gradients sum to zero, so that the last class's is what is left.
+    """
+    d, classes = x.shape[1], weight.shape[0]
+    buffer = np.empty(d, np.uint32)
+    logits = np.empty(classes, np.float64)
+    loss = 0.0
+    for k in range(len(rows)):
+        row, label, share = _row(x, rows[k], buffer), labels[k], shares[k]
+        highest = -np.inf
+        for c in range(classes):
+            ours = weight[c]
+            total = np.float32(0)
+            for j in range(d):
+                total += row[j] * ours[j]
+            logits[c] = np.float64(total) + bias[c]
+            highest = max(highest, logits[c])
+        whole = 0.0
+        for c in range(classes):
+            whole += np.exp(logits[c] - highest)
+        loss += share * (np.log(whole) + highest - logits[label])
+        for c in range(classes - 1):
+            error = share * (np.exp(logits[c] - highest) / whole - (1.0 if c == label else 0.0))
+            slopes = out[c]
+            slopes[d] += error
+            for j in range(d):
+                slopes[j] += error * np.float64(row[j])
+    for j in range(d + 1):
+        rest = 0.0
+        for c in range(classes - 1):
+            rest += out[c, j]
+        out[classes - 1, j] = -rest
+    return loss

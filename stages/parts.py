@@ -1,0 +1,346 @@
+"""The parts of a split's features: what extract has finished, so that a run that was killed goes on where it was.
+
+A split is cut into segments of so many positions each. A finished segment is a file in a hidden folder beside the features
+(`features/.val.parts/00003.safetensors`: `features` (rows, d) and `positions` (rows,)), and says what it was made from;
+one that was made from anything else than what is there now is made again. manifest.json says the same to people.
+A segment's bytes depend on its own batches alone: not on what was resumed, nor on how many processes share the segments.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from stages import artifacts, distributed
+from stages.artifacts import Metadata, RowWriter
+from stages.data import Split
+from stages.errors import BadData, CannotWrite, UserError, WrongArtifact
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# Batches that may wait for the disk: what the forward pass makes while a segment is flushed.
+AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished segment.
+
+    Attributes:
+        rows, skipped: samples that are in it, and that could not be loaded.
+        first_skipped: what the first of the latter met, as the arguments of an error.
+        features, positions: the first byte of either tensor.
+        mark: what it was made from, as a digest.
+    """
+
+    path: Path
+    rows: int
+    skipped: int
+    first_skipped: Mapping[str, Any]
+    features: int
+    positions: int
+    mark: str
+
+    @property
+    def error(self) -> UserError:
+        """What the first skipped sample met."""
+        return BadData(**self.first_skipped)
+
+
+class Parts:
+    """The segments of one split, dealt to the processes in turn.
+
+    Args:
+        path: the features file that they are for.
+        split: its samples; those of this process's segments are looked up (a file's size and time, say), not loaded.
+        segment: samples a segment, a multiple of the batch size.
+        width, dtype: of the features.
+        made_from: all that decides on the features, beside the samples; JSON.
+    """
+
+    def __init__(
+        self, path: Path, split: Split, segment: int, width: int, dtype: "torch.dtype", made_from: Mapping[str, Any]
+    ):
+        self.folder = path.with_name(f".{path.stem}.parts")
+        self.samples, self.segment, self.width, self.dtype, self.made_from = len(split), segment, width, dtype, made_from
+        self.segments = -(-len(split) // segment)
+        self.marks = {k: self._mark(split, k) for k in range(distributed.rank(), self.segments, distributed.size())}
+        self.finished = {k: part for k in self.marks if (part := self._read(k)) is not None}
+        self.pending = [k for k in self.marks if k not in self.finished]
+
+    def span(self, segment: int) -> range:
+        """The positions of a segment."""
+        return range(segment * self.segment, min((segment + 1) * self.segment, self.samples))
+
+    def order(self) -> "Tensor":
+        """The positions that this process has to compute, (n,) int64: batches of them are batches of one segment each."""
+        import torch
+
+        spans = [self.span(k) for k in self.pending]
+        return torch.cat([torch.arange(span.start, span.stop) for span in spans]) if spans else torch.arange(0)
+
+    def make(self, batches: "Iterable[tuple[Tensor, Tensor]]", skipped: Sequence[UserError]) -> None:
+        """Write the pending segments as the features (b, d) and positions (b,) of `order` come.
+
+        A thread copies from the GPU, writes and flushes; the forward pass goes on meanwhile.
+
+        Args:
+            skipped: the errors of samples that are left out; it grows as `batches` goes on.
+        """
+        making, waiting = _Making(self, skipped), deque[Future[None]]()
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                for features, positions in batches:
+                    copied, ready = features.to("cpu", non_blocking=True), None
+                    if features.device.type == "cuda":
+                        import torch
+
+                        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                        ready.record()
+                    waiting.append(thread.submit(making.rows, copied, ready, positions))
+                    if len(waiting) > AHEAD:
+                        waiting.popleft().result()
+                for written in waiting:
+                    written.result()
+                thread.submit(making.rest).result()
+            except BaseException:
+                thread.submit(making.give_up).result()
+                raise
+
+    def collect(self) -> None:
+        """Wait for the other processes: `finished` then holds the segments of all.
+
+        Raises:
+            CannotWrite: another process's parts are not to be seen from here.
+            WorkerLost: another process has ended.
+        """
+        for finished in distributed.gathered(self.finished):
+            self.finished.update(finished)
+        lost = [part.path for part in self.finished.values() if not part.path.exists()] if distributed.rank() == 0 else []
+        if lost:
+            raise CannotWrite(
+                "another process wrote this part of the features, and it is not there",
+                where=lost[0],
+                do="give a folder that all machines share",
+            )
+
+    @property
+    def ordered(self) -> list[Part]:
+        return [self.finished[k] for k in range(self.segments)]
+
+    @property
+    def rows(self) -> int:
+        """Of all finished segments."""
+        return sum(part.rows for part in self.finished.values())
+
+    def positions(self) -> "Tensor":
+        """The sample of each row, (rows,) int64."""
+        import torch
+
+        held = bytearray()
+        for part in self.ordered:
+            with part.path.open("rb") as file:
+                file.seek(part.positions)
+                held += file.read(8 * part.rows)
+        return torch.frombuffer(held, dtype=torch.int64) if held else torch.empty(0, dtype=torch.int64)
+
+    def copy(self, writer: RowWriter, start: int, stop: int) -> None:
+        """Append the rows [start, stop) of the split to a features file."""
+        before, row = 0, self.width * self.dtype.itemsize
+        for part in self.ordered:
+            first, last = max(start - before, 0), min(stop - before, part.rows)
+            if first < last:
+                with part.path.open("rb") as file:
+                    writer.copy(file, part.features + first * row, last - first)
+            before += part.rows
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def describe(self) -> None:
+        """Write the manifest; process 0 does, and counts the segments of all."""
+        if distributed.rank() == 0:
+            done = sum(1 for path in self.folder.iterdir() if re.fullmatch(r"\d{5,}\.safetensors", path.name))
+            content = {
+                "what": "finished parts of features; `nsf extract` goes on from here, or makes anew what does not fit",
+                "samples": self.samples,
+                "segment_samples": self.segment,
+                "segments": self.segments,
+                "finished": done,
+                "made_from": self.made_from,
+            }
+            temporary = self.folder / f".manifest.{os.getpid()}.tmp"
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            temporary.replace(self.folder / "manifest.json")
+
+    def path(self, segment: int) -> Path:
+        return self.folder / f"{segment:05}.safetensors"
+
+    def _mark(self, split: Split, segment: int) -> str:
+        """SHA-256 of all that a segment is made from: the samples, in their order, and what they pass through."""
+        span = self.span(segment)
+        digest = hashlib.sha256(json.dumps(self.made_from, sort_keys=True).encode())
+        digest.update(split.ids[span.start : span.stop].tobytes())
+        for position in span:
+            digest.update(_origin(split, position) + b"\n")
+        return f"sha256:{digest.hexdigest()}"
+
+    def _read(self, segment: int) -> Part | None:
+        """The finished segment, where it is there, whole, and made from what is there now."""
+        with suppress(WrongArtifact, KeyError):
+            part = self._open(segment)
+            return part if part.mark == self.marks[segment] else None
+        return None
+
+    def _open(self, segment: int) -> Part:
+        strings, tensors = artifacts.header(self.path(segment))
+        features, (rows, _) = tensors["features"]
+        return Part(
+            path=self.path(segment),
+            rows=rows,
+            skipped=len(self.span(segment)) - rows,
+            first_skipped=json.loads(strings["first_skipped"]),
+            features=features,
+            positions=tensors["positions"][0],
+            mark=strings["made_from"],
+        )
+
+
+class _Making:
+    """The segment that is being written; its methods run in one thread, one after the other."""
+
+    def __init__(self, parts: Parts, skipped: Sequence[UserError]):
+        self._parts, self._skipped, self._todo = parts, skipped, deque(parts.pending)
+        self._seen = 0
+        self._positions: list[Tensor] = []
+        self._folders: list[Path] = []
+        self._file: IO[bytes] | None = None
+        self._writer: RowWriter | None = None
+        self._failed = False
+
+    def rows(self, features: "Tensor", ready: Any, positions: "Tensor") -> None:
+        """Append a batch; a segment is finished once a batch of a later one comes."""
+        if self._failed:
+            return
+        try:
+            if ready is not None:
+                ready.synchronize()
+            while self._todo[0] != int(positions[0]) // self._parts.segment:
+                self._finish()
+            self._begin().rows(features)
+            self._positions.append(positions)
+        except BaseException:
+            # Rows that wait behind this one must not make a segment look whole.
+            self._failed = True
+            raise
+
+    def rest(self) -> None:
+        while self._todo:
+            self._finish()
+
+    def give_up(self) -> None:
+        """Leave nothing of the segment that was begun, and no folder that nobody needs."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._temporary().unlink(missing_ok=True)
+        for folder in self._folders:
+            # Deepest first, and only those that this process made and nobody has used.
+            with suppress(OSError):
+                folder.rmdir()
+
+    def _temporary(self) -> Path:
+        return self._parts.folder / f".{self._todo[0]:05}.{os.getpid()}.tmp"
+
+    def _begin(self) -> RowWriter:
+        import torch
+
+        if self._writer is None:
+            folder, segment = self._parts.folder, self._todo[0]
+            self._folders += [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary().open("w+b")
+            metadata = Metadata(
+                kind="part",
+                parameters=dict(self._parts.made_from),
+                notes={"made_from": self._parts.marks[segment], "first_skipped": "{}"},
+            )
+            samples = len(self._parts.span(segment))
+            self._writer = RowWriter(self._file, samples, self._parts.width, ["positions"], metadata, self._parts.dtype)
+            self._positions = [torch.empty(0, dtype=torch.int64)]
+        return self._writer
+
+    def _finish(self) -> None:
+        import torch
+
+        writer, segment = self._begin(), self._todo[0]
+        positions = torch.cat(self._positions)
+        # Errors are met in the order of the samples: the segment's own are the next ones.
+        skipped = len(self._parts.span(segment)) - len(positions)
+        error = self._skipped[self._seen] if skipped else None
+        told = {"what": error.what, "where": error.where and str(error.where), "do": error.do} if error is not None else {}
+        writer.finish({"positions": positions}, {"first_skipped": json.dumps(told)})
+        self._seen += skipped
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary().replace(self._parts.path(segment))
+        self._file = self._writer = None
+        self._todo.popleft()
+        self._parts.finished[segment] = self._parts._open(segment)
+        self._parts.describe()
+
+
+def _origin(split: Split, position: int) -> bytes:
+    """What tells whether a sample has changed."""
+    if split.origin is None:
+        try:
+            sample = split.load(position)
+        except UserError as error:
+            return str(error).encode()
+        return repr(sample).encode() if isinstance(sample, str | tuple) else repr(sample.size).encode() + sample.tobytes()
+    origin = split.origin(position)
+    if isinstance(origin, str):
+        return origin.encode()
+    try:
+        found = origin.stat()
+    except OSError:
+        return f"{origin}, which is not there".encode()
+    return f"{origin} {found.st_size} {found.st_mtime_ns}".encode()
+
+
+def described(thing: Any) -> str:
+    """A transform in words that are the same in the next process, and other ones for other settings."""
+    plain: Any = object.__repr__
+    values = f" {vars(thing)!r}" if type(thing).__repr__ is plain and hasattr(thing, "__dict__") else ""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{thing!r}{values}")
+
+
+def code(*things: Any) -> str:
+    """SHA-256 of the source files that define these functions, objects and modules."""
+    files: set[str] = set()
+    for thing in things:
+        while isinstance(thing, partial):
+            thing = thing.func
+        known = thing if inspect.isroutine(thing) or inspect.ismodule(thing) or inspect.isclass(thing) else type(thing)
+        # What is built in, or was typed at a prompt, has no file.
+        with suppress(TypeError, OSError):
+            files.add(inspect.getsourcefile(known) or "")
+    digest = hashlib.sha256()
+    for file in sorted(files - {""}):
+        with suppress(OSError):
+            digest.update(Path(file).read_bytes())
+    return f"sha256:{digest.hexdigest()}"

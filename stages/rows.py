@@ -1,0 +1,149 @@
+"""Features as they lie in memory or in mapped files, in one piece or many, and the share of them that this process has."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from stages import distributed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    Features: TypeAlias = "Tensor | Rows"
+
+# Rows of a block: small enough for temporaries to stay in cache, large enough that Python's share of the time vanishes.
+# Shares of processes and fingerprints begin at multiples of it.
+BLOCK_ROWS = 1024
+# On a GPU a block is as large as this, for each launch of a kernel costs microseconds.
+DEVICE_BLOCK_BYTES = 1 << 28
+# How far ahead of the rows at work the operating system is asked to read.
+AHEAD_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows (k, d) of one file, mapped, and where their first byte lies in it; no file where they are in memory."""
+
+    values: "Tensor"
+    file: Path | None = None
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features (n, d) in float32, float16 or bfloat16, read block by block as float32.
+
+    What a stage's function on tensors takes beside a tensor: the whole of them is never in memory at once.
+
+    Args:
+        parts: rows one after the other, of one width and type.
+        start, stop: the rows of all parts that these are; by default all.
+        device: where blocks are given.
+    """
+
+    parts: Sequence[Part]
+    start: int = 0
+    stop: int = -1
+    device: Any = "cpu"
+    _open: dict[Path, int] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, features: "Features") -> "Rows":
+        """Features as they are given to a stage's function: a tensor (n, d) in memory, or Rows already."""
+        return features if isinstance(features, Rows) else cls([Part(features)], device=features.device)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, d) of this share."""
+        return len(self), int(self.parts[0].values.shape[1])
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """What they are stored as."""
+        return self.parts[0].values.dtype
+
+    def __len__(self) -> int:
+        total = sum(len(part.values) for part in self.parts)
+        return (total if self.stop < 0 else self.stop) - self.start
+
+    def share(self) -> "Rows":
+        """The rows of this process where several work together."""
+        start, stop = distributed.share(len(self), BLOCK_ROWS)
+        return Rows(self.parts, self.start + start, self.start + stop, self.device)
+
+    def to(self, device: Any) -> "Rows":
+        """The same on a device; on a GPU they are moved at once where they take up less than half of its free memory."""
+        import torch
+
+        target = torch.device(device)
+        if target.type == "cuda" and len(self):
+            free, _ = torch.cuda.mem_get_info(target)
+            if 2 * len(self) * self.shape[1] * self.dtype.itemsize < free:
+                held = torch.cat([values.to(target) for _, values in self.spans()])
+                return Rows([Part(held)], device=target)
+        return Rows(self.parts, self.start, self.start + len(self), target)
+
+    def spans(self, start: int = 0, stop: int | None = None, size: int | None = None) -> "Iterator[tuple[int, Tensor]]":
+        """The rows [start, stop) as stored, (first row, rows (k, d)): `size` at most at a time, and of one part each."""
+        stop = len(self) if stop is None else stop
+        size = size or max(1, AHEAD_BYTES // (self.shape[1] * self.dtype.itemsize))
+        before = -self.start
+        for part in self.parts:
+            end = min(stop, before + len(part.values))
+            for first in range(max(start, before), end, size):
+                last = min(first + size, end)
+                self._read_ahead(part, last - before)
+                yield first, part.values[first - before : last - before]
+            before += len(part.values)
+
+    def blocks(self) -> "Iterator[tuple[int, Tensor]]":
+        """(first row, rows (k, d) float32 on the device), BLOCK_ROWS at a time, on a GPU more."""
+        import torch
+
+        size = BLOCK_ROWS
+        if torch.device(self.device).type == "cuda":
+            size = max(BLOCK_ROWS, DEVICE_BLOCK_BYTES // (4 * self.shape[1]) // BLOCK_ROWS * BLOCK_ROWS)
+        for first, values in self.spans(size=size):
+            yield first, values.to(self.device, torch.float32)
+
+    def take(self, rows: "Tensor") -> "Tensor":
+        """The rows (k,) int64 of these, in their order: (k, d) float32 on the device."""
+        import torch
+
+        if len(self.parts) == 1:
+            values = self.parts[0].values
+            return values[rows.to(values.device) + self.start].to(self.device, torch.float32)
+        taken = torch.empty(len(rows), self.shape[1], device=self.device)
+        before = -self.start
+        for part in self.parts:
+            inside = (rows >= before) & (rows < before + len(part.values))
+            if bool(inside.any()):
+                values = part.values[(rows[inside] - before).to(part.values.device)]
+                taken[inside] = values.to(self.device, torch.float32)
+            before += len(part.values)
+        return taken
+
+    def tensor(self) -> "Tensor":
+        """All of them, (n, d) float32 on the device: in memory, or as mapped where they are stored so."""
+        import torch
+
+        held = [values.to(self.device, torch.float32) for _, values in self.spans(size=max(1, len(self)))]
+        if not held:
+            return torch.empty(self.shape, device=self.device)
+        return held[0] if len(held) == 1 else torch.cat(held)
+
+    def _read_ahead(self, part: Part, row: int) -> None:
+        """Ask the operating system for what follows a row of a part, so that the disk works while we do."""
+        if part.file is None or not hasattr(os, "posix_fadvise"):
+            return
+        if part.file not in self._open:
+            self._open[part.file] = os.open(part.file, os.O_RDONLY)
+        start = part.position + row * self.shape[1] * self.dtype.itemsize
+        os.posix_fadvise(self._open[part.file], start, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+
+    def __del__(self) -> None:
+        for handle in self._open.values():
+            os.close(handle)

@@ -1,0 +1,102 @@
+"""The stages in several processes: the same artifacts as in one, or none."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import REPOSITORY, planted
+from tests.stages.test_passes import shards
+
+# Every stage on features one after the other, in processes that torchrun starts once.
+STAGES = """
+import sys
+from pathlib import Path
+from stages import auto, evaluate, eliminate, identify, neutralize, update
+features, head, out = (Path(argument) for argument in sys.argv[1:4])
+auto.SELECTION_VALUES, auto.LEAST_SELECTION = int(sys.argv[4]), 1
+i, n, e = (out / f"{name}.safetensors" for name in ("identify", "neutralize", "eliminate"))
+identify.run(features=features, head=head, out=i)
+neutralize.run(features=features, identify=i, out=n)
+eliminate.run(features=features, neutralize=n, steps=30, out=e)
+for solver in ("published", "auto"):
+    u = out / f"update-{solver}.safetensors"
+    update.run(features=features, identify=i, neutralize=n, eliminate=e, head=head, out=u,
+               solver=solver, steps=30, force=True)
+    evaluate.run(features=features, head=head, update=u, out=out / f"evaluate-{solver}.safetensors",
+                 metrics_out=out / f"{solver}.json", groups_out=out / f"{solver}.csv")
+"""
+
+
+def run(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The script in so many processes, one thread each, from the repository."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NSF_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, *launcher, *(str(argument) for argument in arguments)]
+    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with features in three shards that end within blocks, a biased head, and the script."""
+    folder = tmp_path_factory.mktemp("inputs")
+    shards(folder, planted(samples=5000, width=24), [1700, 1, 3299])
+    weight = torch.zeros(2, 24)
+    weight[1, :12], weight[0, :12] = 1.0, -1.0
+    save_file({"weight": weight, "bias": torch.zeros(2)}, folder / "head.safetensors")
+    (folder / "every_stage.py").write_text(STAGES)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", [1 << 27, 40_000])
+def test_artifacts_do_not_depend_on_the_number_of_processes(inputs: Path, tmp_path: Path, values: int) -> None:
+    """With the selection on all samples, and on a draw of a third of them."""
+    made = {}
+    for processes in (1, 2, 4):
+        out = tmp_path / str(processes)
+        done = run(
+            processes, inputs / "every_stage.py", inputs / "val.safetensors", inputs / "head.safetensors", out, values
+        )
+        assert done.returncode == 0, done.stderr
+        made[processes] = {path.name: path for path in sorted(out.iterdir())}
+        assert not [name for name in made[processes] if name.endswith(".tmp")]
+    for processes in (2, 4):
+        assert made[processes].keys() == made[1].keys()
+        for name, path in made[1].items():
+            if path.suffix != ".safetensors":
+                assert made[processes][name].read_text() == path.read_text()
+                continue
+            one, many = load_file(path), load_file(made[processes][name])
+            assert one.keys() == many.keys()
+            for key, tensor in one.items():
+                if tensor.is_floating_point():
+                    torch.testing.assert_close(many[key], tensor, rtol=1e-6, atol=1e-6 * float(tensor.abs().max()))
+                else:
+                    assert torch.equal(many[key], tensor), (name, key)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run_and_writes_nothing(inputs: Path, tmp_path: Path) -> None:
+    script = inputs / "dies.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from stages import distributed, identify\n"
+        "from stages.errors import UserError\n"
+        "def progress(what, done, total):\n"
+        "    if distributed.rank() == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "try:\n"
+        "    identify.run(features=Path(sys.argv[1]), out=Path(sys.argv[2]), progress=progress)\n"
+        "except UserError as error:\n"
+        "    sys.exit(f'told: {error}')\n"
+    )
+    out = tmp_path / "out" / "identify.safetensors"
+    done = run(2, script, inputs / "val.safetensors", out)
+    assert done.returncode != 0 and "another process of this run has ended" in done.stderr
+    assert not out.exists() and not list(tmp_path.rglob("*.tmp"))
