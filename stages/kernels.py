@@ -58,25 +58,43 @@ def _brain(x: Any, i: Any, buffer: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def sums(x: Any, groups: Any, out: Any) -> None:
-    """out[g] += the rows of group g; groups (n,) int64, out (G, d) float64; a group below 0 is left out."""
-    d = x.shape[1]
+def sums(x: Any, first: int, groups: Any, out: Any) -> None:
+    """out[g] += the rows of group g; groups (n,) int64, out (G, d) float64; a group below 0 is left out, and not read.
+
+    first: the number of row 0 among all samples. What is added in float32 are the rows between multiples of CHUNK of
+    these numbers, wherever x begins: the same whatever the share of a process or a thread.
+    """
+    rows, d = x.shape
     buffer = np.empty(d, np.uint32)
-    for i in range(x.shape[0]):
-        group = groups[i]
-        if group < 0:
-            continue
-        row, total = _row(x, i, buffer), out[group]
-        for j in range(d):
-            total[j] += np.float64(row[j])
+    small = np.zeros(out.shape, np.float32)
+    start = 0
+    while start < rows:
+        stop = min(rows, CHUNK - (first + start) % CHUNK + start)
+        for i in range(start, stop):
+            if groups[i] >= 0:
+                row, total = _row(x, i, buffer), small[groups[i]]
+                for j in range(d):
+                    total[j] += row[j]
+        for group in range(out.shape[0]):
+            total, whole = small[group], out[group]
+            for j in range(d):
+                whole[j] += np.float64(total[j])
+                total[j] = np.float32(0)
+        start = stop
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def best(x: Any, only: Any, weight: Any, bias: Any, classes: int, out: Any) -> None:
-    """out[k, i] = the class of the highest x_i . weight[k C + c] + bias[k C + c], the first of equals.
+def best(x: Any, only: Any, weight: Any, bias: Any, classes: int, near: Any, doubt: Any, out: Any) -> None:
+    """out[k, i] = the class of the highest x_i . weight[k C + c] + bias[k C + c], the first of equals, as float64 has it.
 
-    only (n,) bool: the rows to do, no other is read; weight (K C, d) and bias (K C,) float64, out (K, n) int64. In
-    float64, so that rounding does not decide.
+    Decided in float32 by the differences from class 0, and again in float64 where rounding might have decided.
+
+    Args:
+        only: (n,) bool, the rows to do; no other is read.
+        weight, bias: (K C, d), (K C,) float64.
+        near: (K C, d) float32, the weights less those of their head's class 0.
+        doubt: (K,) float64, the error of a score of `near`, for a row of norm 1, at most.
+        out: (K, n) int64.
     """
     d = x.shape[1]
     buffer = np.empty(d, np.uint32)
@@ -84,23 +102,36 @@ def best(x: Any, only: Any, weight: Any, bias: Any, classes: int, out: Any) -> N
         if not only[i]:
             continue
         row = _row(x, i, buffer)
+        norm = -1.0
         for k in range(weight.shape[0] // classes):
-            highest, chosen = -np.inf, 0
-            c = 0
-            while c < classes:
-                # Two at a time, for each value of the row is converted to float64 only once.
-                first, second = k * classes + c, k * classes + min(c + 1, classes - 1)
-                one, other = weight[first], weight[second]
-                a, b = 0.0, 0.0
-                for j in range(d):
-                    value = np.float64(row[j])
-                    a += value * one[j]
-                    b += value * other[j]
-                if a + bias[first] > highest:
-                    highest, chosen = a + bias[first], c
-                if b + bias[second] > highest:
-                    highest, chosen = b + bias[second], c + 1
-                c += 2
+            at = k * classes
+            highest, second, chosen = 0.0, -np.inf, 0
+            for c in range(1, classes):
+                ours = near[at + c]
+                total = np.float32(0)
+                if norm < 0:
+                    squares = np.float32(0)
+                    for j in range(d):
+                        squares += row[j] * row[j]
+                        total += row[j] * ours[j]
+                    norm = np.sqrt(np.float64(squares))
+                else:
+                    for j in range(d):
+                        total += row[j] * ours[j]
+                score = np.float64(total) + bias[at + c] - bias[at]
+                if score > highest:
+                    highest, second, chosen = score, highest, c
+                elif score > second:
+                    second = score
+            if not highest - second > 2 * norm * doubt[k]:
+                highest, chosen = -np.inf, 0
+                for c in range(classes):
+                    exact = weight[at + c]
+                    sure = 0.0
+                    for j in range(d):
+                        sure += np.float64(row[j]) * exact[j]
+                    if sure + bias[at + c] > highest:
+                        highest, chosen = sure + bias[at + c], c
             out[k, i] = chosen
 
 
@@ -147,40 +178,39 @@ def pull(x: Any, first: int, labels: Any, scale: Any, offsets: Any, share: float
 
 @njit(cache=True, nogil=True, fastmath=FAST)
 def slope(x: Any, rows: Any, labels: Any, shares: Any, weight: Any, bias: Any, out: Any) -> float:
-    """The cross-entropy of a linear head on some rows, sum shares[k] * CE(weight x + bias, label), and its gradient.
+    """The cross-entropy of a linear head on some rows, sum shares[k] * CE(head(x), label), and its gradient.
 
-    rows (k,) int64, the rows to take, some perhaps twice, and their labels (k,) int64; shares (k,) float64; weight (C, d)
-    float32, bias (C,) float64. out (C, d + 1) float64: the gradient of the weight and, last, of the bias, from zero.
+    Softmax does not change when the last class's logit is taken from all: the head is given as differences from it.
 
-    The classes' gradients sum to zero, so that the last class's is what is left.
+    Args:
+        rows, labels: (k,) int64, the rows to take, some perhaps twice, and their labels in [0, C).
+        shares: (k,) float64.
+        weight, bias: (C - 1, d) float32, (C - 1,) float64, less those of the last class.
+        out: (C - 1, d + 1) float64, to which the gradients of the first classes' weights and, last, biases are added; that
+            of the last class is what makes their sum zero.
     """
-    d, classes = x.shape[1], weight.shape[0]
+    d, others = x.shape[1], weight.shape[0]
     buffer = np.empty(d, np.uint32)
-    logits = np.empty(classes, np.float64)
+    logits = np.empty(others, np.float64)
     loss = 0.0
     for k in range(len(rows)):
         row, label, share = _row(x, rows[k], buffer), labels[k], shares[k]
-        highest = -np.inf
-        for c in range(classes):
+        highest = 0.0
+        for c in range(others):
             ours = weight[c]
             total = np.float32(0)
             for j in range(d):
                 total += row[j] * ours[j]
             logits[c] = np.float64(total) + bias[c]
             highest = max(highest, logits[c])
-        whole = 0.0
-        for c in range(classes):
+        whole = np.exp(-highest)
+        for c in range(others):
             whole += np.exp(logits[c] - highest)
-        loss += share * (np.log(whole) + highest - logits[label])
-        for c in range(classes - 1):
+        loss += share * (np.log(whole) + highest - (logits[label] if label < others else 0.0))
+        for c in range(others):
             error = share * (np.exp(logits[c] - highest) / whole - (1.0 if c == label else 0.0))
             slopes = out[c]
             slopes[d] += error
             for j in range(d):
                 slopes[j] += error * np.float64(row[j])
-    for j in range(d + 1):
-        rest = 0.0
-        for c in range(classes - 1):
-            rest += out[c, j]
-        out[classes - 1, j] = -rest
     return loss

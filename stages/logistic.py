@@ -173,8 +173,10 @@ def cross_entropy(
     totals = torch.zeros(classes * (width + 1) + 1, dtype=torch.float64, device=weight.device)
     gradient = totals[:-1].view(classes, width + 1)
     if compiled(features) and classes <= MANY_CLASSES:
-        for part in _compiled(features, labels, rows, shares, weight, bias):
-            totals += part
+        for loss, part in _compiled(features, labels, rows, shares, weight, bias):
+            totals[-1] += loss
+            gradient[:-1] += part
+        gradient[-1] = -gradient[:-1].sum(dim=0)
     else:
         for start, (numbers, taken) in zip(range(0, len(rows), BLOCK_ROWS), chosen(features, rows), strict=True):
             wide, weights = taken.to(torch.float64), shares[start : start + len(numbers)]
@@ -190,15 +192,15 @@ def cross_entropy(
 
 def _compiled(
     features: "Features", labels: "Tensor", rows: "Tensor", shares: "Tensor", weight: "Tensor", bias: "Tensor"
-) -> "Iterator[Tensor]":
-    """`cross_entropy` by the compiled loop: what each thread adds, (C (d + 1) + 1,) float64 with the loss last."""
+) -> "Iterator[tuple[float, Tensor]]":
+    """`cross_entropy` by the compiled loop: each thread's loss and gradient (C - 1, d + 1) of all classes but the last."""
     import torch
 
     from stages import kernels
 
     classes, width = weight.shape
     held = Rows.of(features)
-    on_rows, offsets = weight.contiguous().numpy(), bias.to(torch.float64).numpy()
+    on_rows, offsets = (weight[:-1] - weight[-1]).numpy(), (bias[:-1] - bias[-1]).to(torch.float64).numpy()
     work: list[Any] = []
     before = -held.start
     for part in held.parts:
@@ -212,12 +214,10 @@ def _compiled(
                 work.append((as_numpy(part.values), (few - before).numpy(), labels[few].numpy(), their.numpy()))
         before += len(part.values)
 
-    def run(task: Any) -> "Tensor":
+    def run(task: Any) -> "tuple[float, Tensor]":
+        gradient = torch.zeros(classes - 1, width + 1, dtype=torch.float64)
         x, numbers, targets, weights = task
-        out = torch.zeros(classes * (width + 1) + 1, dtype=torch.float64)
-        gradient = out[:-1].view(classes, width + 1).numpy()
-        out[-1] = kernels.slope(x, numbers, targets, weights, on_rows, offsets, gradient)
-        return out
+        return kernels.slope(x, numbers, targets, weights, on_rows, offsets, gradient.numpy()), gradient
 
     if len(work) < 2:
         yield from map(run, work)

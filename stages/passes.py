@@ -119,7 +119,7 @@ def group_sums(features: "Features", groups: "Tensor", count: int, *, progress: 
         numbers = groups.numpy()
 
         def add(x: "np.ndarray", first: int, out: "np.ndarray") -> None:
-            kernels.sums(x, numbers[first : first + len(x)], out)
+            kernels.sums(x, first, numbers[first : first + len(x)], out)
 
         parts = spread(features, add, lambda: torch.zeros(count, width, dtype=torch.float64).numpy())
         return distributed.summed(torch.from_numpy(sum(parts[1:], parts[0])))
@@ -178,10 +178,15 @@ def best(
         from stages import kernels
 
         out, mask, on_rows, offsets = result.numpy(), asked.numpy(), weight.contiguous().numpy(), bias.numpy()
+        apart = (weight.view(len(heads), classes, -1) - weight.view(len(heads), classes, -1)[:, :1]).flatten(0, 1)
+        # A sum of d products in at least 8 lanes, each addition and rounding off by 2^-24 of |x|.|w| <= ||x|| ||w||.
+        rounding = (features.shape[1] / 8 + 16) * 2.0**-24
+        doubt = (rounding * apart.norm(dim=1).view(len(heads), classes).amax(dim=1)).numpy()
+        near = apart.to(torch.float32).numpy()
 
         def choose(x: "np.ndarray", first: int, made: Any) -> None:
             part = slice(first, first + len(x))
-            kernels.best(x, mask[part], on_rows, offsets, classes, out[:, part])
+            kernels.best(x, mask[part], on_rows, offsets, classes, near, doubt, out[:, part])
 
         spread(features, choose, lambda: None)
         return list(result)
