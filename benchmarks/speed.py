@@ -4,8 +4,9 @@
 
 CelebA's validation size by default. Reference: benchmarks/reference.py, the straightforward way. Both take turns in one
 process where they are timed, and have a fresh process each where memory is measured. Results go to
-benchmarks/results/speed.json, a section for each NAME; `--only` replaces these sections and leaves the others. `--quick`
-takes few steps and small sets, extrapolates, says so, and keeps its results only where `--out` names a file.
+benchmarks/results/speed.json, a section for each NAME, and into docs/scale.md; `--only` replaces these sections and leaves
+the others. `--quick` takes few steps and small sets, extrapolates, says so, and keeps its results only where `--out` names
+a file.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from benchmarks import reference
 from benchmarks.reference import ELIMINATE_STEPS, UPDATE_STEPS, Planted, interleaved, planted, read_pass
-from benchmarks.table import Row, machine, over, peak_memory, render, say, settle_memory, write
+from benchmarks.table import Row, machine, markdown, over, peak_memory, render, say, settle_memory, write
 from stages.eliminate import eliminate
 from stages.identify import assess, identify
 from stages.neutralize import neutralize
@@ -39,6 +40,8 @@ from stages.update import select, update
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks/results/speed.json"
+PAGE = REPOSITORY / "docs/scale.md"
+BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 
 # Rows that a stage runs on before its memory is looked at: enough for it to load whatever it works with, such as the
 # compiled loops or PyTorch's optimisers, which are no cost of the features.
@@ -395,10 +398,24 @@ def measured(options: Options, names: Sequence[str]) -> dict[str, Any]:
 
 def table(sections: dict[str, Any]) -> str:
     """All sections as one table, in the order of SECTIONS, with the machines that they were measured on."""
-    ordered = [name for name in SECTIONS if name in sections]
-    rows = [Row.from_json(values) for name in ordered for values in sections[name]["rows"]]
-    machines = dict.fromkeys(json.dumps(sections[name]["machine"], sort_keys=True) for name in ordered)
-    return "\n".join([render(rows), *(f"measured on: {one}" for one in machines)]) + "\n"
+    return "\n".join([render(rows_of(sections)), *(f"measured on: {one}" for one in machines_of(sections))]) + "\n"
+
+
+def rows_of(sections: dict[str, Any]) -> list[Row]:
+    return [Row.from_json(values) for name in SECTIONS if name in sections for values in sections[name]["rows"]]
+
+
+def machines_of(sections: dict[str, Any]) -> list[str]:
+    found = (json.dumps(sections[name]["machine"], sort_keys=True) for name in SECTIONS if name in sections)
+    return list(dict.fromkeys(found))
+
+
+def documented(page: str, sections: dict[str, Any]) -> str:
+    """docs/scale.md with the table of these sections between its marks."""
+    before, rest = page.split(BEGIN, 1)
+    _, after = rest.split(END, 1)
+    on = "\n".join(f"Measured on {one}.  " for one in machines_of(sections))
+    return f"{before}{BEGIN}\n{markdown(rows_of(sections))}\n{on}\n{END}{after}"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -425,6 +442,8 @@ def main(arguments: Sequence[str]) -> None:
         with suppress(OSError, json.JSONDecodeError):
             kept = json.loads(out.read_text())
         write(out, {**kept, **sections})
+    if out == RESULTS:
+        PAGE.write_text(documented(PAGE.read_text(), {**kept, **sections}))
 
 
 if __name__ == "__main__":

@@ -83,6 +83,17 @@ def render(rows: Sequence[Row]) -> str:
     return "\n".join(text + [f"* {note}" for note in dict.fromkeys(row.note for row in rows if row.note)]) + "\n"
 
 
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown, for docs/scale.md."""
+    notes = list(dict.fromkeys(row.note for row in rows if row.note))
+    lines = ["| | unit | reference | ours | ratio | asked | met |", "| --- | --- | ---: | ---: | ---: | --- | --- |"]
+    for row in rows:
+        mark = f" ({notes.index(row.note) + 1})" if row.note else ""
+        cells = [row.name + mark, row.unit, *(_text(v) for v in (row.reference, row.ours, row.ratio)), row.asked, row.met]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"({number}) {note}.  " for number, note in enumerate(notes, start=1))]).rstrip() + "\n"
+
+
 def machine(threads: int) -> dict[str, Any]:
     """What a reader needs to compare with other machines."""
     import torch

@@ -141,6 +141,8 @@ def test_the_committed_results_are_a_table() -> None:
         assert set(sections) <= set(speed.SECTIONS)
         assert not any(section["quick"] for section in sections.values())
         assert speed.table(sections).count("\n") > len(sections)
+        page = speed.PAGE.read_text()
+        assert speed.documented(page, sections) == page, "docs/scale.md holds these results"
 
 
 def test_shards_are_the_file_in_pieces(tmp_path: Path) -> None:
