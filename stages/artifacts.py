@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from stages import distributed
 from stages.errors import BadValues, CannotWrite, Mismatch, MissingFile, UserError, WrongArtifact
-from stages.rows import BLOCK_ROWS, Part, Rows
+from stages.rows import BLOCK_ROWS, Rows
 from stages.runtime import threads
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def _rows(files: Sequence[Path], pieces: "Sequence[Tensor]", column: Column, siz
         if piece.dtype != pieces[0].dtype:
             raise WrongArtifact(f"'features' are stored as {piece.dtype}, in {files[0]} as {pieces[0].dtype}", where=file)
         held = piece if piece.dtype in kept else piece.to(torch.float32)
-        parts.append(Part(held, file, header(file)[1]["features"][0]) if held is piece else Part(held))
+        parts.append(held)
     rows = Rows(parts)
     sizes["n"] = len(rows)
     _check_finite_rows(rows, files)
@@ -332,14 +332,9 @@ def _check_finite_rows(rows: Rows, files: Sequence[Path]) -> None:
     if any(count for count, _ in found):
         row = next(row for _, row in found if row is not None)
         at, before = 0, 0
-        while row >= before + len(rows.parts[at].values):
-            at, before = at + 1, before + len(rows.parts[at].values)
-        raise BadValues(
-            f"'features' holds NaN or infinity in {sum(count for count, _ in found)} of {len(rows)} rows, the first of them "
-            f"row {row - before}",
-            where=files[at],
-            do="remove these rows or mend the model that made them",
-        )
+        while row >= before + len(rows.parts[at]):
+            at, before = at + 1, before + len(rows.parts[at])
+        raise _not_finite("features", sum(count for count, _ in found), len(rows), row - before, files[at])
 
 
 def written_by_nsf(path: Path) -> bool:
@@ -478,8 +473,12 @@ def _check_finite(name: str, tensor: "Tensor", path: Path) -> None:
     if _finite(tensor):
         return
     rows = (~torch.isfinite(tensor)).reshape(tensor.shape[0], -1).any(dim=1).nonzero().flatten()
-    raise BadValues(
-        f"'{name}' holds NaN or infinity in {len(rows)} of {tensor.shape[0]} rows, the first of them row {int(rows[0])}",
+    raise _not_finite(name, len(rows), tensor.shape[0], int(rows[0]), path)
+
+
+def _not_finite(name: str, bad: int, rows: int, first: int, path: Path) -> BadValues:
+    return BadValues(
+        f"'{name}' holds NaN or infinity in {bad} of {rows} rows, the first of them row {first}",
         where=path,
         do="remove these rows or mend the model that made them",
     )
@@ -747,7 +746,7 @@ def header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, tuple[int, 
             (length,) = struct.unpack("<Q", file.read(8))
             size = os.fstat(file.fileno()).st_size
             content = json.loads(file.read(length)) if length <= size else {}
-        metadata = content.pop("__metadata__", {})
+        metadata = content.pop("__metadata__")
         ends = [8 + length + int(entry["data_offsets"][1]) for entry in content.values()]
         if max(ends) != size:
             raise ValueError(size)

@@ -59,6 +59,7 @@ class Retrained:
         attributes: (n,) int64, the pseudo-attributes: the class whose spurious attribute each sample carries.
         penalty: the L2 penalty that was chosen, on standardised features.
         right: (n,) bool, whether the head fitted to the other folds gives the sample's class.
+        scaling: the moments that features were standardised by.
         naming: what the attributes were named by; None where the nearest centroid's word stands or they were given.
     """
 
@@ -67,6 +68,7 @@ class Retrained:
     attributes: "Tensor"
     penalty: float
     right: "Tensor"
+    scaling: Moments
     naming: "Naming | None" = None
 
 
@@ -155,7 +157,7 @@ def repair(
         return Repaired(*kept, verdict, _for_all(features, labels, found.nearest, drawn, new), because, gained)
     new = _for_all(features, labels, found.nearest, drawn, new)
     if drawn.samples > len(drawn.labels):
-        new = _fitted_to_all(features, labels, new, drawn, classes=classes)
+        new = _fitted_to_all(features, labels, new, classes=classes)
     return Repaired(new.weight, new.bias, verdict, new, None, gained)
 
 
@@ -216,10 +218,9 @@ def _for_all(features: "Features", labels: "Tensor", nearest: "Tensor", drawn: D
     return replace(new, attributes=attributes)
 
 
-def _fitted_to_all(features: "Features", labels: "Tensor", new: Retrained, drawn: Draw, *, classes: int) -> Retrained:
+def _fitted_to_all(features: "Features", labels: "Tensor", new: Retrained, *, classes: int) -> Retrained:
     """The head fitted to all samples, with the strength that the draw chose, starting from the draw's head."""
-    with distributed.alone():
-        scaling = moments(drawn.features)
+    scaling = new.scaling
     weights = balanced(labels * classes + new.attributes, classes * classes).unsqueeze(0)
     start = Heads.of(new.weight.unsqueeze(0), new.bias.unsqueeze(0), scaling)
     heads = fit(features, labels, weights, classes=classes, penalty=new.penalty, scaling=scaling, start=start)
@@ -309,7 +310,7 @@ def group_balanced(
     progress("retrain", best + 1, best + 1)
     assert heads is not None
     weight, bias = heads.on_features(scaling)
-    return Retrained(weight[0], bias[0], attributes, penalties[best], right[best])
+    return Retrained(weight[0], bias[0], attributes, penalties[best], right[best], scaling)
 
 
 def pseudo_attributes(

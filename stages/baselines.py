@@ -219,10 +219,7 @@ def _pulled(features: "Tensor", labels: "Tensor", weights: "Tensor", base: Head,
     weight, bias = base
     logits = features @ weight.T + bias
     step, lift = torch.zeros_like(weight, requires_grad=True), torch.zeros_like(bias, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [step, lift], max_iter=ITERATIONS, history_size=logistic.HISTORY, line_search_fn="strong_wolfe",
-        tolerance_grad=GRADIENT_TOLERANCE, tolerance_change=CHANGE_TOLERANCE,
-    )  # fmt: skip
+    optimizer = logistic.lbfgs([step, lift], ITERATIONS, GRADIENT_TOLERANCE, CHANGE_TOLERANCE)
 
     def loss() -> float:
         optimizer.zero_grad()
@@ -231,7 +228,7 @@ def _pulled(features: "Tensor", labels: "Tensor", weights: "Tensor", base: Head,
         total.backward()  # type: ignore[no-untyped-call]
         return total.item()
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     return weight + step.detach(), bias + lift.detach()
 
 

@@ -107,6 +107,15 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def count(value: int) -> int:
+    """The sum of a number over all processes.
+
+    Raises:
+        WorkerLost: another process has ended.
+    """
+    return sum(gathered(value))
+
+
 def rows_of_all(rows: "Tensor") -> "Tensor":
     """The rows of all processes, by rank one after the other, on this process's device.
 
@@ -156,12 +165,3 @@ def _lost() -> Iterator[None]:
             where=f"process {rank()} of {size()}",
             do="see what that process says (one that was killed says nothing), and run the same command again",
         ) from error
-
-
-def count(value: int) -> int:
-    """The sum of a number over all processes.
-
-    Raises:
-        WorkerLost: another process has ended.
-    """
-    return sum(gathered(value))

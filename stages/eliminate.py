@@ -107,9 +107,6 @@ def _pull(features: "Features", labels: "Tensor", scale: "Tensor", offsets: "Ten
 
 def _compiled_pull(features: "Features", labels: "Tensor", scale: "Tensor", offsets: "Tensor", samples: int) -> "Tensor":
     """`_pull` by the compiled loop."""
-    import numpy as np
-    import torch
-
     from stages import kernels
 
     width = len(scale)
@@ -119,8 +116,7 @@ def _compiled_pull(features: "Features", labels: "Tensor", scale: "Tensor", offs
         sums = out[:-1].reshape(2, width)
         out[-1] += kernels.pull(x, first, members[first : first + len(x)], stretch, moves, 1 / samples, sums)
 
-    parts = spread(features, pull, lambda: np.zeros(2 * width + 1))
-    return torch.from_numpy(sum(parts[1:], parts[0]))
+    return spread(features, pull, 2 * width + 1)
 
 
 def _settled(losses: "Tensor") -> bool:

@@ -80,6 +80,22 @@ class Heads:
         return weight, bias.to(torch.float32)
 
 
+def lbfgs(parameters: "list[Tensor]", iterations: int, gradient_tolerance: float, change_tolerance: float) -> Any:
+    """PyTorch's L-BFGS with a strong Wolfe line search, without the 1.3 s of CPU that its import of a compiler takes."""
+    import torch
+
+    class Solver(torch.optim.LBFGS):
+        # The function under the wrapper that imports the compiler when it is first called.
+        add_param_group = getattr(
+            torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group
+        )
+
+    return Solver(
+        parameters, max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe",
+        tolerance_grad=gradient_tolerance, tolerance_change=change_tolerance,
+    )  # fmt: skip
+
+
 def fit(
     features: "Features",
     labels: "Tensor",
@@ -114,17 +130,7 @@ def fit(
     weight, bias = start.weight.clone(), start.bias.clone()
     weight_gradient, bias_gradient = torch.zeros_like(weight), torch.zeros_like(bias)
     weight.grad, bias.grad = weight_gradient, bias_gradient
-
-    class Solver(torch.optim.LBFGS):
-        # The function under the wrapper that imports PyTorch's compiler, 1.3 s of CPU, when it is first called.
-        add_param_group = getattr(
-            torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group
-        )
-
-    optimizer = Solver(
-        [weight, bias], max_iter=iterations, history_size=HISTORY, line_search_fn="strong_wolfe",
-        tolerance_grad=GRADIENT_TOLERANCE, tolerance_change=CHANGE_TOLERANCE,
-    )  # fmt: skip
+    optimizer = lbfgs([weight, bias], iterations, GRADIENT_TOLERANCE, CHANGE_TOLERANCE)
     by_sample = weights.T.contiguous()
 
     def loss_and_gradient() -> "Tensor":
@@ -149,7 +155,7 @@ def fit(
         return loss + penalty / 2 * weight.square().sum(dtype=torch.float64)
 
     with torch.no_grad():
-        optimizer.step(loss_and_gradient)  # type: ignore[no-untyped-call]
+        optimizer.step(loss_and_gradient)
     return Heads(weight.detach(), bias.detach())
 
 
@@ -199,20 +205,14 @@ def _compiled(
     from stages import kernels
 
     classes, width = weight.shape
-    held = Rows.of(features)
     on_rows, offsets = (weight[:-1] - weight[-1]).numpy(), (bias[:-1] - bias[-1]).to(torch.float64).numpy()
     work: list[Any] = []
-    before = -held.start
-    for part in held.parts:
-        inside = (rows >= before) & (rows < before + len(part.values)) if len(held.parts) > 1 else None
-        numbers = rows if inside is None else rows[inside]
-        weights = shares if inside is None else shares[inside]
+    for inside, part, numbers in Rows.of(features).held(rows):
         # A batch that one thread is done with sooner than others are woken stays whole.
         pieces = threads() if len(numbers) * width >= LEAST_SHARED else 1
-        for few, their in zip(numbers.tensor_split(pieces), weights.tensor_split(pieces), strict=True):
+        for which, few in zip(inside.tensor_split(pieces), numbers.tensor_split(pieces), strict=True):
             if len(few):
-                work.append((as_numpy(part.values), (few - before).numpy(), labels[few].numpy(), their.numpy()))
-        before += len(part.values)
+                work.append((as_numpy(part), few.numpy(), labels[rows[which]].numpy(), shares[which].numpy()))
 
     def run(task: Any) -> "tuple[float, Tensor]":
         gradient = torch.zeros(classes - 1, width + 1, dtype=torch.float64)

@@ -7,7 +7,7 @@ Features are a tensor (n, d) or `Rows` of files. Where several processes work to
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from stages import distributed
 from stages.rows import BLOCK_ROWS, Rows
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stages.rows import Features
-
-Made = TypeVar("Made")
 
 # Values of the features from which on the compiled loops are worth importing, and the groups or points of a pass beyond
 # which a matrix product is faster than they are.
@@ -56,28 +54,32 @@ def compiled(features: "Features") -> bool:
     rows = Rows.of(features)
     if str(rows.device) != "cpu" or rows.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False
-    whole = all(part.values.is_contiguous() for part in rows.parts)
+    whole = all(part.is_contiguous() for part in rows.parts)
     return whole and len(rows) * distributed.size() * rows.shape[1] >= KERNEL_VALUES
 
 
-def spread(features: "Features", work: "Callable[[np.ndarray, int, Made], None]", make: Callable[[], Made]) -> list[Made]:
-    """A pass of a loop of `kernels` over the rows, by several threads.
+def spread(features: "Features", work: "Callable[[np.ndarray, int, np.ndarray], None]", *shape: int) -> "Tensor":
+    """A pass of a loop of `kernels` over the rows, by several threads: the float64 sum of what each has added to.
 
-    Each thread makes what it adds to, and calls work(x, first, its own): x (k, d) as stored, first the row of the features
-    that x begins with. Returns what the threads have made, always in the same order.
+    Each thread begins with zeros of `shape`, and calls work(x, first, its own): x (k, d) as stored, first the row of the
+    features that x begins with. The sum is always made in the same order.
     """
+    import numpy as np
+    import torch
+
     rows = Rows.of(features)
     count = threads()
     units = -(-len(rows) // UNIT)
 
-    def part(index: int) -> Made:
-        made = make()
+    def part(index: int) -> "np.ndarray":
+        made = np.zeros(shape)
         start, stop = (min(len(rows), units * at // count * UNIT) for at in (index, index + 1))
         for first, values in rows.spans(start, stop):
             work(as_numpy(values), first, made)
         return made
 
-    return [part(0)] if count == 1 else list(pool(count).map(part, range(count)))
+    made = [part(0)] if count == 1 else list(pool(count).map(part, range(count)))
+    return torch.from_numpy(sum(made[1:], made[0]))
 
 
 @cache
@@ -121,8 +123,7 @@ def group_sums(features: "Features", groups: "Tensor", count: int, *, progress: 
         def add(x: "np.ndarray", first: int, out: "np.ndarray") -> None:
             kernels.sums(x, first, numbers[first : first + len(x)], out)
 
-        parts = spread(features, add, lambda: torch.zeros(count, width, dtype=torch.float64).numpy())
-        return distributed.summed(torch.from_numpy(sum(parts[1:], parts[0])))
+        return distributed.summed(spread(features, add, count, width))
     sums = torch.zeros(count, width, dtype=torch.float64, device=groups.device)
     for rows, members in blocks(features, groups, what="means", progress=progress):
         inside = members >= 0
@@ -184,11 +185,11 @@ def best(
         doubt = (rounding * apart.norm(dim=1).view(len(heads), classes).amax(dim=1)).numpy()
         near = apart.to(torch.float32).numpy()
 
-        def choose(x: "np.ndarray", first: int, made: Any) -> None:
+        def choose(x: "np.ndarray", first: int, nothing: "np.ndarray") -> None:
             part = slice(first, first + len(x))
             kernels.best(x, mask[part], on_rows, offsets, classes, near, doubt, out[:, part])
 
-        spread(features, choose, lambda: None)
+        spread(features, choose, 0)
         return list(result)
     for rows, inside, out_rows in blocks(features, asked, result.T, what=what, progress=progress):
         wide = rows[inside].to(torch.float64)

@@ -1,9 +1,10 @@
 """Features as they lie in memory or in mapped files, in one piece or many, and the share of them that this process has."""
 
-import os
+import ctypes
+import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stages import distributed
@@ -24,49 +25,39 @@ AHEAD_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows (k, d) of one file, mapped, and where their first byte lies in it; no file where they are in memory."""
-
-    values: "Tensor"
-    file: Path | None = None
-    position: int = 0
-
-
-@dataclass(frozen=True)
 class Rows:
     """Features (n, d) in float32, float16 or bfloat16, read block by block as float32.
 
     What a stage's function on tensors takes beside a tensor: the whole of them is never in memory at once.
 
     Args:
-        parts: rows one after the other, of one width and type.
+        parts: tensors (k, d) of rows one after the other, of one width and type, mapped from files or in memory.
         start, stop: the rows of all parts that these are; by default all.
         device: where blocks are given.
     """
 
-    parts: Sequence[Part]
+    parts: "Sequence[Tensor]"
     start: int = 0
     stop: int = -1
     device: Any = "cpu"
-    _open: dict[Path, int] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, features: "Features") -> "Rows":
         """Features as they are given to a stage's function: a tensor (n, d) in memory, or Rows already."""
-        return features if isinstance(features, Rows) else cls([Part(features)], device=features.device)
+        return features if isinstance(features, Rows) else cls([features], device=features.device)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(n, d) of this share."""
-        return len(self), int(self.parts[0].values.shape[1])
+        return len(self), int(self.parts[0].shape[1])
 
     @property
     def dtype(self) -> "torch.dtype":
         """What they are stored as."""
-        return self.parts[0].values.dtype
+        return self.parts[0].dtype
 
     def __len__(self) -> int:
-        total = sum(len(part.values) for part in self.parts)
+        total = sum(len(part) for part in self.parts)
         return (total if self.stop < 0 else self.stop) - self.start
 
     def share(self) -> "Rows":
@@ -83,7 +74,7 @@ class Rows:
             free, _ = torch.cuda.mem_get_info(target)
             if 2 * len(self) * self.shape[1] * self.dtype.itemsize < free:
                 held = torch.cat([values.to(target) for _, values in self.spans()])
-                return Rows([Part(held)], device=target)
+                return Rows([held], device=target)
         return Rows(self.parts, self.start, self.start + len(self), target)
 
     def spans(self, start: int = 0, stop: int | None = None, size: int | None = None) -> "Iterator[tuple[int, Tensor]]":
@@ -92,12 +83,12 @@ class Rows:
         size = size or max(1, AHEAD_BYTES // (self.shape[1] * self.dtype.itemsize))
         before = -self.start
         for part in self.parts:
-            end = min(stop, before + len(part.values))
+            end = min(stop, before + len(part))
             for first in range(max(start, before), end, size):
                 last = min(first + size, end)
-                self._read_ahead(part, last - before)
-                yield first, part.values[first - before : last - before]
-            before += len(part.values)
+                _read_ahead(part, first - before, last - before)
+                yield first, part[first - before : last - before]
+            before += len(part)
 
     def blocks(self) -> "Iterator[tuple[int, Tensor]]":
         """(first row, rows (k, d) float32 on the device), BLOCK_ROWS at a time, on a GPU more."""
@@ -109,21 +100,25 @@ class Rows:
         for first, values in self.spans(size=size):
             yield first, values.to(self.device, torch.float32)
 
+    def held(self, rows: "Tensor") -> "Iterator[tuple[Tensor, Tensor, Tensor]]":
+        """Where the rows (k,) int64 lie: of each part that has some, (which of the k, the part, their numbers in it)."""
+        import torch
+
+        before = -self.start
+        for part in self.parts:
+            if len(self.parts) == 1:
+                yield torch.arange(len(rows), device=rows.device), part, rows - before
+            elif len(inside := ((rows >= before) & (rows < before + len(part))).nonzero().flatten()):
+                yield inside, part, rows[inside] - before
+            before += len(part)
+
     def take(self, rows: "Tensor") -> "Tensor":
         """The rows (k,) int64 of these, in their order: (k, d) float32 on the device."""
         import torch
 
-        if len(self.parts) == 1:
-            values = self.parts[0].values
-            return values[rows.to(values.device) + self.start].to(self.device, torch.float32)
         taken = torch.empty(len(rows), self.shape[1], device=self.device)
-        before = -self.start
-        for part in self.parts:
-            inside = (rows >= before) & (rows < before + len(part.values))
-            if bool(inside.any()):
-                values = part.values[(rows[inside] - before).to(part.values.device)]
-                taken[inside] = values.to(self.device, torch.float32)
-            before += len(part.values)
+        for inside, part, numbers in self.held(rows):
+            taken[inside.to(taken.device)] = part[numbers.to(part.device)].to(self.device, torch.float32)
         return taken
 
     def tensor(self) -> "Tensor":
@@ -135,15 +130,28 @@ class Rows:
             return torch.empty(self.shape, device=self.device)
         return held[0] if len(held) == 1 else torch.cat(held)
 
-    def _read_ahead(self, part: Part, row: int) -> None:
-        """Ask the operating system for what follows a row of a part, so that the disk works while we do."""
-        if part.file is None or not hasattr(os, "posix_fadvise"):
-            return
-        if part.file not in self._open:
-            self._open[part.file] = os.open(part.file, os.O_RDONLY)
-        start = part.position + row * self.shape[1] * self.dtype.itemsize
-        os.posix_fadvise(self._open[part.file], start, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
-    def __del__(self) -> None:
-        for handle in self._open.values():
-            os.close(handle)
+def _read_ahead(part: "Tensor", start: int, stop: int) -> None:
+    """Ask the operating system for as much as the rows [start, stop) are, AHEAD_BYTES further on, so that the disk works.
+
+    Nothing is asked twice in a pass; what is in memory already costs a look.
+    """
+    advise = _madvise()
+    if advise is None or part.device.type != "cpu":
+        return
+    row = part.stride(0) * part.element_size()
+    base, end = part.data_ptr(), part.data_ptr() + len(part) * row
+    first = (base + stop * row + max(0, AHEAD_BYTES - (stop - start) * row)) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < end:
+        advise(first, min(end - first, (stop - start) * row), mmap.MADV_WILLNEED)
+
+
+@cache
+def _madvise() -> Any:
+    """The system's madvise(address, bytes, advice), or None where there is none."""
+    try:
+        function = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError, TypeError):
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function if hasattr(mmap, "MADV_WILLNEED") else None

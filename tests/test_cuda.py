@@ -12,7 +12,7 @@ from stages.eliminate import eliminate
 from stages.identify import assess, identify
 from stages.neutralize import neutralize
 from stages.passes import predict
-from stages.rows import Part, Rows
+from stages.rows import Rows
 from stages.update import select, update
 from tests.conftest import REPOSITORY, Done, planted
 
@@ -52,7 +52,7 @@ def test_large_features_agree_with_the_compiled_loops(dtype: torch.dtype, reside
     """On the GPU as a whole, and streamed to it from two parts; on the CPU by `kernels`."""
     tensors = planted(40_000, 128)
     x, y = tensors["features"].to(dtype), tensors["labels"]
-    parts = Rows([Part(piece) for piece in x.split([15_001, 24_999])])
+    parts = Rows(x.split([15_001, 24_999]))
     found = {}
     for device in ("cpu", "cuda"):
         given = x if device == "cpu" else parts.to("cuda") if resident else Rows(parts.parts, device=torch.device("cuda"))

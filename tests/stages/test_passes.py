@@ -15,7 +15,7 @@ from stages.identify import assess, identify
 from stages.logistic import cross_entropy
 from stages.neutralize import neutralize
 from stages.passes import best, blocks, compiled, group_means, group_sums, nearest, predict
-from stages.rows import BLOCK_ROWS, Part, Rows
+from stages.rows import BLOCK_ROWS, Rows
 from tests.conftest import Golden, planted
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -45,7 +45,7 @@ def drawn(samples: int = 2500, width: int = 37, classes: int = 5) -> tuple[torch
 
 def parts(features: torch.Tensor) -> Rows:
     """The same in three parts, of which one lies within a block and one is empty of whole blocks."""
-    return Rows([Part(piece) for piece in features.split([1300, 1, len(features) - 1301])])
+    return Rows(features.split([1300, 1, len(features) - 1301]))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
