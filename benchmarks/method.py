@@ -24,9 +24,9 @@ import torch
 from benchmarks.pools import POOLS, REPOSITORY, Pool
 from benchmarks.sets import Drawn, FeatureSet, draw
 from stages import baselines
-from stages.auto import folds, group_balanced, held_out, repair, retrain
+from stages.auto import group_balanced, repair, retrain
 from stages.identify import identify
-from stages.logistic import fit, moments
+from stages.logistic import fit, folds, held_out, moments
 from stages.passes import predict
 
 DOCS = REPOSITORY / "docs/method.md"

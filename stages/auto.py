@@ -1,17 +1,16 @@
 """update.solver auto: a new head by group-balanced logistic regression, the groups found without their labels.
 
-Goes on where NSF's identify (Li et al., section 3.1) ends. Its minority is precise and incomplete: a sample near a centroid
-only says that the spurious attribute pulls hard. A classifier of *where a sample is drawn to* finds the rest, if it
-cannot use the label for it: every class x drawn-to cell weighs the same. docs/method.md has the measurements.
+Goes on where NSF's identify (Li et al., section 3.1) ends: `stages.attributes` completes its minority. docs/method.md has
+the measurements.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stages import distributed
+from stages.attributes import Naming, pseudo_attributes
 from stages.identify import BIASED, Identified, Verdict, assess, identify
-from stages.logistic import Heads, Moments, fit, moments
+from stages.logistic import Heads, Moments, balanced, fit, folds, held_out, moments
 from stages.passes import blocks
 from stages.rows import Rows
 from stages.runtime import Progress, silent
@@ -21,23 +20,12 @@ if TYPE_CHECKING:
 
     from stages.rows import Features
 
-FOLDS = 5
 # Penalties that are tried, from the strongest on; each starts at the solution before it.
-PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.003)
-# Of the classifier of pseudo-attributes: its penalty, its rounds at most, and the share of samples below which a round
-# has changed nothing.
-ATTRIBUTE_PENALTY = 0.3
-ROUNDS = 6
-SETTLED = 0.002
-# How much the class's own shares of the attributes count in the last round: none finds more of the minority, all of it is
-# more precise. Half the log-odds.
-PRIOR = 0.5
-# Minority samples that the rounds need, in all and for each class x other class; with fewer they drift away from what
-# they started with, and the nearest centroid's word stands.
-LEAST_MINORITY = 40
-LEAST_DRAWN = 5
-# A cell of fewer samples weighs less than the others, in proportion: one odd sample must not weigh as much as a class.
-LEAST_CELL = 4
+PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.003)
+# How much more the rarer class x pseudo-attribute cells weigh: k samples weigh k^-RARITY together. A head separates the
+# few that it has seen and not the next ones like them; Cao et al. (NeurIPS 2019, section 3.1) ask of a class of k samples a
+# margin that goes with k^-1/4.
+RARITY = 0.25
 # A group of fewer samples says nothing about accuracies.
 LEAST_SCORED = 3
 # The repair is carried when it recovers at least this (see `Evidence`), and mirror - WEIGHT * recovered is at most LIMIT;
@@ -60,7 +48,7 @@ class Retrained:
         penalty: the L2 penalty that was chosen, on standardised features.
         right: (n,) bool, whether the head fitted to the other folds gives the sample's class.
         scaling: the moments that features were standardised by.
-        naming: what the attributes were named by; None where the nearest centroid's word stands or they were given.
+        naming: what names other samples so; None where the attributes were given.
     """
 
     weight: "Tensor"
@@ -69,21 +57,7 @@ class Retrained:
     penalty: float
     right: "Tensor"
     scaling: Moments
-    naming: "Naming | None" = None
-
-
-@dataclass(frozen=True)
-class Naming:
-    """The classifiers of pseudo-attributes that the last round ended with, for samples that it had not seen.
-
-    Attributes:
-        weight, bias: (FOLDS, C, d), (FOLDS, C) float32, of each fold, on the features as they are.
-        log_shares: (C, C) float32, log of the share of each pseudo-attribute in each class.
-    """
-
-    weight: "Tensor"
-    bias: "Tensor"
-    log_shares: "Tensor"
+    naming: Naming | None = None
 
 
 @dataclass(frozen=True)
@@ -203,17 +177,13 @@ def _for_all(features: "Features", labels: "Tensor", nearest: "Tensor", drawn: D
 
     A sample that was not drawn gets what the classifiers of all folds say of it together.
     """
-    import torch
 
     if drawn.samples == len(drawn.own):
         return new
     attributes = nearest.clone()
     if new.naming is not None and drawn.samples > len(drawn.labels):
-        naming = new.naming
-        weight, bias = naming.weight.mean(dim=0), naming.bias.mean(dim=0)
-        for rows, members, closest, out in blocks(features, labels, nearest, attributes):
-            evidence = torch.log_softmax(rows @ weight.T + bias, dim=1)
-            out.copy_(_named(evidence, naming.log_shares[members], members, closest))
+        for rows, members, out in blocks(features, labels, attributes):
+            out.copy_(new.naming.names(rows, members))
     attributes[drawn.own] = new.attributes[drawn.at]
     return replace(new, attributes=attributes)
 
@@ -221,7 +191,7 @@ def _for_all(features: "Features", labels: "Tensor", nearest: "Tensor", drawn: D
 def _fitted_to_all(features: "Features", labels: "Tensor", new: Retrained, *, classes: int) -> Retrained:
     """The head fitted to all samples, with the strength that the draw chose, starting from the draw's head."""
     scaling = new.scaling
-    weights = balanced(labels * classes + new.attributes, classes * classes).unsqueeze(0)
+    weights = balanced(labels * classes + new.attributes, classes * classes, RARITY).unsqueeze(0)
     start = Heads.of(new.weight.unsqueeze(0), new.bias.unsqueeze(0), scaling)
     heads = fit(features, labels, weights, classes=classes, penalty=new.penalty, scaling=scaling, start=start)
     weight, bias = heads.on_features(scaling)
@@ -256,7 +226,7 @@ def retrain(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Retrained:
-    """A head by L2 logistic regression on standardised features, every class x pseudo-attribute weighing the same.
+    """A head by L2 logistic regression on standardised features, rare class x pseudo-attribute cells weighing the more.
 
     The penalty is the one with the best mean accuracy of the worst quarter of pseudo-groups, out of fold.
 
@@ -274,7 +244,7 @@ def retrain(
     )  # fmt: skip
     new = group_balanced(
         features, labels, attributes,
-        classes=classes, scaling=scaling, regularization=regularization, seed=seed, progress=progress,
+        classes=classes, scaling=scaling, regularization=regularization, rarity=RARITY, seed=seed, progress=progress,
     )  # fmt: skip
     return replace(new, naming=naming)
 
@@ -287,12 +257,13 @@ def group_balanced(
     classes: int,
     scaling: Moments,
     regularization: float | None = None,
+    rarity: float = 0.0,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Retrained:
-    """`retrain` with given attributes (n,) int64: pseudo-attributes or, for an oracle, the true ones."""
+    """`retrain` with given attributes (n,) int64, pseudo-attributes or, for an oracle, the true ones; see `balanced`."""
     groups = labels * (int(attributes.max()) + 1) + attributes
-    weights = balanced(groups)
+    weights = balanced(groups, rarity=rarity)
     penalties = PENALTIES if regularization is None else (1 / (len(labels) * regularization),)
     fold = folds(len(labels), seed).to(features.device)
     guesses, _ = held_out(
@@ -311,126 +282,6 @@ def group_balanced(
     assert heads is not None
     weight, bias = heads.on_features(scaling)
     return Retrained(weight[0], bias[0], attributes, penalties[best], right[best], scaling)
-
-
-def pseudo_attributes(
-    features: "Tensor",
-    labels: "Tensor",
-    nearest: "Tensor",
-    *,
-    classes: int,
-    scaling: Moments,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> tuple["Tensor", Naming | None]:
-    """The class (n,) int64 whose spurious attribute each sample seems to carry, and what names it for other samples.
-
-    Starts from the nearest centroid. Each round fits a classifier of the pseudo-attribute in which every class x
-    pseudo-attribute weighs the same, so that the label's own features say nothing of it, and gives each sample what the
-    classifier fitted to the other folds says. The last round adds half the log-odds of the attribute within the class,
-    save for samples on which it and the nearest centroid agree: where features are few, odds would outweigh the evidence.
-
-    With too few minority samples to fit anything to (LEAST_MINORITY, LEAST_DRAWN), `nearest` is returned as it is.
-    """
-    import torch
-
-    attributes = nearest
-    if int((nearest != labels).sum()) < max(LEAST_MINORITY, LEAST_DRAWN * classes * (classes - 1)):
-        return attributes, None
-
-    def round_of(number: int) -> tuple["Tensor", Heads]:
-        # Other folds each round: a sample's mistaken neighbours do not stay the same.
-        fold = folds(len(labels), seed * (ROUNDS + 2) + number).to(features.device)
-        cells = balanced(labels * classes + attributes, classes * classes)
-        progress("find groups", number, ROUNDS + 1)
-        penalties = (ATTRIBUTE_PENALTY,)
-        [logits], heads = held_out(
-            features, attributes, cells, fold, classes=classes, penalties=penalties, scaling=scaling
-        )  # fmt: skip
-        return torch.log_softmax(logits, dim=1), heads
-
-    evidence = torch.zeros(0)
-    for number in range(ROUNDS):
-        evidence, _ = round_of(number)
-        before, attributes = attributes, evidence.argmax(dim=1)
-        if float((attributes != before).double().mean()) < SETTLED:
-            break
-    attributes = (evidence + PRIOR * _log_shares(labels, attributes, classes)[labels]).argmax(dim=1)
-    evidence, heads = round_of(ROUNDS)
-    progress("find groups", ROUNDS + 1, ROUNDS + 1)
-    log_shares = _log_shares(labels, attributes, classes)
-    named = _named(evidence, log_shares[labels], labels, nearest)
-    return named, Naming(*heads.on_features(scaling), log_shares)
-
-
-def _named(evidence: "Tensor", log_shares: "Tensor", labels: "Tensor", nearest: "Tensor") -> "Tensor":
-    """The pseudo-attribute (n,) of the last round, from its evidence (n, C) and the class's own log-shares (n, C)."""
-    import torch
-
-    agreed = (nearest != labels) & (evidence.argmax(dim=1) == nearest)
-    return torch.where(agreed, nearest, (evidence + PRIOR * log_shares).argmax(dim=1))
-
-
-def _log_shares(labels: "Tensor", attributes: "Tensor", classes: int) -> "Tensor":
-    """log of the share of each pseudo-attribute in each class, (C, C); half a sample is added to each count."""
-    import torch
-
-    counts = torch.bincount(labels * classes + attributes, minlength=classes * classes).view(classes, classes) + 0.5
-    return (counts / counts.sum(dim=1, keepdim=True)).log().to(torch.float32)
-
-
-def balanced(cells: "Tensor", count: int | None = None) -> "Tensor":
-    """Weights (n,) float32 of sum 1: every cell (n,) the same, those under LEAST_CELL samples in proportion less.
-
-    Over all processes, where `count` says how many cells there may be.
-    """
-    import torch
-
-    counts = distributed.summed(torch.bincount(cells, minlength=count or 0))
-    raw = 1 / counts.clamp(min=LEAST_CELL)[cells].to(torch.float64)
-    weights: Tensor = (raw / distributed.summed(raw.sum())).to(torch.float32)
-    return weights
-
-
-def folds(samples: int, seed: int) -> "Tensor":
-    """The fold (n,) int64 in which each sample is held out, on the CPU, so that every device draws alike."""
-    import torch
-
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed)) % FOLDS
-
-
-def held_out(
-    features: "Tensor",
-    targets: "Tensor",
-    weights: "Tensor",
-    fold: "Tensor",
-    *,
-    classes: int,
-    penalties: Sequence[float],
-    scaling: Moments,
-    progress: Progress = silent,
-) -> tuple["list[Tensor]", Heads]:
-    """Logits (n, C) of each sample by the head fitted to the other folds, for each penalty; the last penalty's heads."""
-    import torch
-
-    by_fold = torch.stack([weights * (fold != index) for index in range(FOLDS)])
-    by_fold = by_fold / by_fold.sum(dim=1, keepdim=True)
-    heads: Heads | None = None
-    result = []
-    for step, penalty in enumerate(penalties):
-        progress("cross-validate", step, len(penalties))
-        heads = fit(features, targets, by_fold, classes=classes, penalty=penalty, scaling=scaling, start=heads)
-        weight, bias = heads.on_features(scaling)
-        flat = weight.reshape(FOLDS * classes, -1)
-        logits = torch.empty(len(targets), classes, device=features.device)
-        # All folds' heads in one pass, then each row's own: cheaper than gathering the rows of each fold.
-        for rows, out, own in blocks(features, logits, fold):
-            all_logits = (rows @ flat.T).view(len(rows), FOLDS, classes) + bias
-            out.copy_(all_logits[torch.arange(len(rows), device=rows.device), own])
-        result.append(logits)
-    progress("cross-validate", len(penalties), len(penalties))
-    assert heads is not None
-    return result, heads
 
 
 def worst_quarter(right: "Tensor", groups: "Tensor") -> float:

@@ -5,19 +5,24 @@ it standardises by algebra, where a copy of standardised features would double t
 cross-validation, which differ only in their weights, share each pass over the features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages import distributed
 from stages.passes import as_numpy, blocks, chosen, compiled, pool
 from stages.rows import BLOCK_ROWS, Rows
-from stages.runtime import threads
+from stages.runtime import Progress, silent, threads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from stages.rows import Features
+
+# Of a cross-validation.
+FOLDS = 5
+# A cell of fewer samples weighs less than the others, in proportion: one odd sample must not weigh as much as a class.
+LEAST_CELL = 4
 
 # L-BFGS: pairs it remembers, and where it stops.
 HISTORY = 10
@@ -157,6 +162,76 @@ def fit(
     with torch.no_grad():
         optimizer.step(loss_and_gradient)
     return Heads(weight.detach(), bias.detach())
+
+
+def balanced(cells: "Tensor", count: int | None = None, rarity: float = 0.0) -> "Tensor":
+    """Weights (n,) float32 of sum 1: a cell of k samples weighs k^-rarity, those under LEAST_CELL in proportion less.
+
+    With rarity 0 every cell weighs the same; above it the rarer ones weigh more. Over all processes, where `count` says how
+    many cells there may be.
+    """
+    import torch
+
+    counts = distributed.summed(torch.bincount(cells, minlength=count or 0)).to(torch.float64)
+    each = counts.clamp(min=1) ** -rarity / counts.clamp(min=LEAST_CELL)
+    raw = each[cells]
+    weights: Tensor = (raw / distributed.summed(raw.sum())).to(torch.float32)
+    return weights
+
+
+def folds(samples: int, seed: int) -> "Tensor":
+    """The fold (n,) int64 in which each sample is held out, on the CPU, so that every device draws alike."""
+    import torch
+
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed)) % FOLDS
+
+
+def held_out(
+    features: "Tensor",
+    targets: "Tensor",
+    weights: "Tensor",
+    fold: "Tensor",
+    *,
+    classes: int,
+    penalties: Sequence[float],
+    scaling: Moments,
+    progress: Progress = silent,
+) -> tuple["list[Tensor]", Heads]:
+    """Logits (n, C) of each sample by the head fitted to the other folds, for each penalty; the last penalty's heads."""
+    import torch
+
+    by_fold = torch.stack([weights * (fold != index) for index in range(FOLDS)])
+    by_fold = by_fold / by_fold.sum(dim=1, keepdim=True)
+    heads: Heads | None = None
+    result = []
+    for step, penalty in enumerate(penalties):
+        progress("cross-validate", step, len(penalties))
+        heads = fit(features, targets, by_fold, classes=classes, penalty=penalty, scaling=scaling, start=heads)
+        weight, bias = heads.on_features(scaling)
+        result.append(by_own_fold(features, weight, bias, fold))
+    progress("cross-validate", len(penalties), len(penalties))
+    assert heads is not None
+    return result, heads
+
+
+def by_own_fold(features: "Tensor", weight: "Tensor", bias: "Tensor", fold: "Tensor") -> "Tensor":
+    """x @ weight[f].T + bias[f] with each sample's own fold f: (n, K) float32.
+
+    Args:
+        features: (n, d).
+        weight, bias: (F, K, d), (F, K) float32.
+        fold: (n,) int64 in [0, F).
+    """
+    import torch
+
+    count, outputs, width = weight.shape
+    flat = weight.reshape(count * outputs, width)
+    result = torch.empty(len(fold), outputs, device=features.device)
+    # All folds' heads in one pass, then each row's own: cheaper than gathering the rows of each fold.
+    for rows, out, own in blocks(features, result, fold):
+        everything = (rows @ flat.T).view(len(rows), count, outputs) + bias
+        out.copy_(everything[torch.arange(len(rows), device=rows.device), own])
+    return result
 
 
 def cross_entropy(

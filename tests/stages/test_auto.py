@@ -1,4 +1,4 @@
-"""update.solver auto: pseudo-attributes, the verdict, and when the base head is kept; on planted features."""
+"""update.solver auto: the new head, the verdict, and when the base head is kept; on planted features."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.artifacts import read
-from stages.auto import balanced, folds, group_balanced, held_out, pseudo_attributes, repair, retrain, worst_quarter
+from stages.auto import group_balanced, repair, retrain, worst_quarter
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, assess, identify
 from stages.logistic import moments
 from stages.passes import predict
@@ -56,23 +56,6 @@ def test_repairs_where_the_model_is_biased(classes: int) -> None:
     oracle = group_balanced(features, labels, attributes, classes=classes, scaling=moments(features))
     assert worst_group((done.weight, done.bias), classes) > worst_group(base, classes) + 0.3
     assert worst_group((done.weight, done.bias), classes) > worst_group((oracle.weight, oracle.bias), classes) - 0.04
-
-
-def test_the_rounds_find_what_the_centroids_miss() -> None:
-    features, labels, attributes = spurious(3000)
-    nearest = identify(features, labels).nearest
-    found, _ = pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))
-    wrong = attributes != labels
-    before, after = (float(((guess != labels) & wrong).sum() / wrong.sum()) for guess in (nearest, found))
-    assert after >= before and after > 0.9
-    assert float((found == attributes).double().mean()) > 0.97
-
-
-def test_with_a_handful_of_minority_samples_the_centroids_stand() -> None:
-    features, labels, _ = spurious(600, bias=0.97)
-    nearest = identify(features, labels).nearest
-    assert 0 < int((nearest != labels).sum()) < 40
-    assert torch.equal(pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))[0], nearest)
 
 
 def test_without_bias_the_base_head_is_kept() -> None:
@@ -171,26 +154,6 @@ def test_not_biased_is_said_of_hard_samples() -> None:
     features[:, 0] += (2 * labels - 1) * torch.where(hard, 0.0, 3.0)
     features[:, 1:5] += 4.0 * hard.unsqueeze(1)
     assert assess(features, labels, identify(features, labels)).bias == NOT_BIASED
-
-
-def test_balanced_weighs_every_cell_alike_and_small_ones_less() -> None:
-    weights = balanced(torch.tensor([0] * 8 + [3] * 4 + [7] * 1))
-    sums = [float(weights[start:end].sum()) for start, end in ((0, 8), (8, 12), (12, 13))]
-    assert sums == pytest.approx([4 / 9, 4 / 9, 1 / 9])
-
-
-def test_folds_are_a_seed_s_and_even() -> None:
-    assert torch.equal(folds(101, 3), folds(101, 3)) and not torch.equal(folds(101, 3), folds(101, 4))
-    assert folds(101, 3).bincount().tolist() == [21, 20, 20, 20, 20]
-
-
-def test_held_out_logits_do_not_know_their_own_label() -> None:
-    """Labels that mean nothing: held-out predictions are no better than a coin."""
-    generator = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(400, 300, generator=generator), torch.randint(2, (400,), generator=generator)
-    options = {"classes": 2, "penalties": (0.003,), "scaling": moments(features)}
-    [logits], _ = held_out(features, labels, torch.full((400,), 1 / 400), folds(400, 0), **options)
-    assert abs(float((logits.argmax(dim=1) == labels).double().mean()) - 0.5) < 0.1
 
 
 def test_worst_quarter() -> None:

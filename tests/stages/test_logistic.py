@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from stages.logistic import Heads, fit, moments
+from stages.logistic import Heads, balanced, fit, folds, held_out, moments
 
 
 def sample(samples: int = 300, width: int = 7, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,3 +84,28 @@ def test_a_start_at_the_solution_stays_there() -> None:
     solved = fit(features, labels, weights, **options)
     again = fit(features, labels, weights, **options, start=Heads(solved.weight, solved.bias))
     torch.testing.assert_close(again.weight, solved.weight, atol=1e-3, rtol=0)
+
+
+def test_balanced_weighs_every_cell_alike_and_small_ones_less() -> None:
+    weights = balanced(torch.tensor([0] * 8 + [3] * 4 + [7] * 1))
+    sums = [float(weights[start:end].sum()) for start, end in ((0, 8), (8, 12), (12, 13))]
+    assert sums == pytest.approx([4 / 9, 4 / 9, 1 / 9])
+
+
+def test_rarity_lets_rare_cells_weigh_more() -> None:
+    weights = balanced(torch.tensor([0] * 256 + [1] * 16), rarity=0.25)
+    assert float(weights[256:].sum() / weights[:256].sum()) == pytest.approx(2.0)
+
+
+def test_folds_are_a_seed_s_and_even() -> None:
+    assert torch.equal(folds(101, 3), folds(101, 3)) and not torch.equal(folds(101, 3), folds(101, 4))
+    assert folds(101, 3).bincount().tolist() == [21, 20, 20, 20, 20]
+
+
+def test_held_out_logits_do_not_know_their_own_label() -> None:
+    """Labels that mean nothing: held-out predictions are no better than a coin."""
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(400, 300, generator=generator), torch.randint(2, (400,), generator=generator)
+    options = {"classes": 2, "penalties": (0.003,), "scaling": moments(features)}
+    [logits], _ = held_out(features, labels, torch.full((400,), 1 / 400), folds(400, 0), **options)
+    assert abs(float((logits.argmax(dim=1) == labels).double().mean()) - 0.5) < 0.1

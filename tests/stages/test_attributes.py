@@ -1,0 +1,99 @@
+"""Pseudo-attributes: what finds the samples that carry another class's attribute; on planted features."""
+
+import pytest
+import torch
+
+from stages.attributes import SHRINKAGE, _log_shares, _Mixture, pseudo_attributes
+from stages.identify import identify
+from stages.logistic import folds, moments
+from tests.stages.test_auto import spurious
+
+
+def found(features: torch.Tensor, labels: torch.Tensor, classes: int = 2) -> torch.Tensor:
+    nearest = identify(features, labels, classes=classes).nearest
+    return pseudo_attributes(features, labels, nearest, classes=classes, scaling=moments(features))[0]
+
+
+def shares(guess: torch.Tensor, labels: torch.Tensor, attributes: torch.Tensor) -> tuple[float, float]:
+    """Recall and precision of the minority, its attribute named right."""
+    minority, said = attributes != labels, guess != labels
+    hits = int((minority & said & (guess == attributes)).sum())
+    return hits / int(minority.sum()), hits / max(1, int(said.sum()))
+
+
+@pytest.mark.parametrize(("samples", "bias", "classes"), [(3000, 0.9, 2), (600, 0.98, 2), (3000, 0.95, 4), (1200, 0.7, 2)])
+def test_finds_the_minority(samples: int, bias: float, classes: int) -> None:
+    features, labels, attributes = spurious(samples, bias=bias, classes=classes)
+    recall, precision = shares(found(features, labels, classes), labels, attributes)
+    assert recall > 0.9 and precision > 0.9
+
+
+def test_finds_what_the_centroids_miss() -> None:
+    """A weaker attribute among louder noise: the nearest centroid's minority is neither complete nor clean."""
+    features, labels, attributes = spurious(2000, bias=0.95)
+    features[:, 20:24] += 6.0 * torch.randn(2000, 1, generator=torch.Generator().manual_seed(7))
+    features[torch.arange(2000), attributes] -= 2.0
+    nearest = identify(features, labels).nearest
+    guess, _ = pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))
+    (recall, precision), before = shares(guess, labels, attributes), shares(nearest, labels, attributes)
+    assert recall > before[0] + 0.1 and precision > before[1]
+
+
+def test_classes_learn_a_shift_from_one_another() -> None:
+    """No centroid gives class 0's minority away, but the other classes' does."""
+    features, labels, attributes = spurious(3000, bias=0.95, classes=3)
+    nearest = identify(features, labels, classes=3).nearest
+    nearest[labels == 0] = 0
+    guess, _ = pseudo_attributes(features, labels, nearest, classes=3, scaling=moments(features))
+    own = labels == 0
+    recall, _ = shares(guess[own], labels[own], attributes[own])
+    assert recall > 0.9
+
+
+def test_names_other_samples_as_those_it_has_seen() -> None:
+    for bias in (0.9, 0.7):
+        features, labels, _ = spurious(3000, bias=bias)
+        nearest = identify(features, labels).nearest
+        guess, naming = pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))
+        assert float((naming.names(features, labels) == guess).double().mean()) > 0.97
+        fresh, classes, attributes = spurious(3000, bias=bias, seed=3)
+        assert min(shares(naming.names(fresh, classes), classes, attributes)) > 0.85
+
+
+def test_a_sample_has_no_say_in_its_own_name() -> None:
+    """More features than samples, all noise: names that could be learned by heart do not stay."""
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(200, 400, generator=generator), torch.arange(200) % 2
+    started = torch.where(torch.rand(200, generator=generator) < 0.1, 1 - labels, labels)
+    guess, _ = pseudo_attributes(features, labels, started, classes=2, scaling=moments(features))
+    both = (started != labels) & (guess != labels)
+    assert int(both.sum()) < 0.5 * int((started != labels).sum())
+
+
+def test_the_equations_are_least_squares() -> None:
+    features, labels, attributes = spurious(500, classes=3, bias=0.6)
+    scaling = moments(features)
+    mixture = _Mixture.of(features, labels, 3, scaling, 0)
+    normal, sums = mixture._equations(attributes, folds(500, 0))
+    solved = torch.linalg.solve(normal.sum(dim=0), sums.sum(dim=0))
+    z = ((features - scaling.mean) / scaling.deviation).double()
+    design = torch.cat([torch.nn.functional.one_hot(column, 3) for column in (labels, attributes)], dim=1).double()
+    expected = design @ torch.linalg.lstsq(design, z, driver="gelsd").solution
+    torch.testing.assert_close(design @ solved, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_spread_is_the_classes_covariance_shrunk_to_its_diagonal() -> None:
+    features, labels, _ = spurious(500, classes=3, bias=0.6)
+    scaling = moments(features)
+    z = ((features - scaling.mean) / scaling.deviation).double()
+    around = z - torch.stack([z[labels == index].mean(dim=0) for index in range(3)])[labels]
+    covariance = around.T @ around / 500
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.diag(covariance.diagonal())
+    precision = _Mixture.of(features, labels, 3, scaling, 0).precision
+    torch.testing.assert_close(precision @ shrunk, torch.eye(40).double(), atol=1e-4, rtol=0)
+
+
+def test_log_shares_by_hand() -> None:
+    labels, attributes = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 1, 1, 1])
+    expected = torch.tensor([[2.5 / 4, 1.5 / 4], [0.5 / 4, 3.5 / 4]]).double().log()
+    torch.testing.assert_close(_log_shares(labels, attributes, 2), expected)
