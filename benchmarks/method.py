@@ -3,9 +3,10 @@
     python -m benchmarks.method              # the pools of role report: an hour of CPU, once `benchmarks.pools` are made
     python -m benchmarks.method --docs       # write what was measured into docs/method.md, tables and curves
 
-Constants of `stages.identify` and `stages.auto` were chosen on the pools of role "tune", save for one (docs/method.md says
-which); the tables tell both roles apart. Group labels are read for scoring and by the oracle. One JSON line per set in
-benchmarks/results/method.jsonl.
+Constants of `stages.identify`, `stages.attributes` and `stages.auto` were chosen on the pools of role "tune", save for one
+(docs/method.md says which); the tables tell both roles apart. Group labels are read for scoring and by the oracles: "oracle"
+is the regression in which every true group weighs the same, "own oracle" that of `auto`, in which rare groups weigh more,
+with the true groups. One JSON line per set in benchmarks/results/method.jsonl.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import torch
 from benchmarks.pools import POOLS, REPOSITORY, Pool
 from benchmarks.sets import Drawn, FeatureSet, draw
 from stages import baselines
-from stages.auto import group_balanced, repair, retrain
+from stages.auto import RARITY, group_balanced, recovered, repair, retrain
 from stages.identify import identify
 from stages.logistic import fit, folds, held_out, moments
 from stages.passes import predict
@@ -89,7 +90,7 @@ def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
         "train_bias": chosen.pool.bias, "val_bias": chosen.bias, "size": len(y), "noise": chosen.noise,
         "imbalance": chosen.imbalance, "seed": chosen.seed, "gap": round(_gap(drawn), 4),
         "minority": int((drawn.attributes % classes != y).sum()),
-        "verdict": repaired.verdict.bias, "mirror": repaired.verdict.mirror, "recovered": repaired.recovered,
+        "verdict": repaired.verdict.bias, "mirror": repaired.verdict.mirror, "recovered": recovered(y, new),
         "kept": repaired.kept, "seconds": round(seconds, 2),
         "erm": drawn.worst_group(*base), "erm_mean": drawn.mean(*base),
         "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),
@@ -97,8 +98,12 @@ def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
     }  # fmt: skip
     line["last_layer"] = drawn.worst_group(*_last_layer(drawn, chosen.seed))
     scaling = moments(x)
-    oracle = group_balanced(x, y, drawn.attributes, classes=classes, scaling=scaling, seed=chosen.seed)
-    line["oracle"] = drawn.worst_group(oracle.weight, oracle.bias)
+    for name, rarity in (("oracle", 0.0), ("oracle_rare", RARITY)):
+        known = group_balanced(x, y, drawn.attributes, classes=classes, scaling=scaling, rarity=rarity, seed=chosen.seed)
+        line[name] = drawn.worst_group(known.weight, known.bias)
+    minority, said = drawn.attributes % classes != y, new.attributes != y
+    hits = int((minority & said & (new.attributes == drawn.attributes % classes)).sum())
+    line["recall"], line["precision"] = hits / max(1, int(minority.sum())), hits / max(1, int(said.sum()))
     if part == "main":
         for eliminate, update in PUBLISHED:
             head = baselines.published(x, y, base, eliminate_steps=eliminate, update_steps=update, seed=chosen.seed)
@@ -201,9 +206,9 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
     main_lines = [line for line in lines if line["part"] == "main"]
     for line in main_lines:
         line["published"] = max(line[f"published {e}/{u}"] for e, u in PUBLISHED)
-    columns = ("erm", "published", "last_layer", "auto", "oracle")
+    columns = ("erm", "published", "last_layer", "auto", "oracle", "oracle_rare")
     for role in dict.fromkeys(line["role"] for line in main_lines):
-        heads = "pool | sets | ERM | published, best of 3 by hindsight | last layer | auto | oracle | base kept"
+        heads = "pool | sets | ERM | published, best of 3 by hindsight | last layer | auto | oracle | own oracle | base kept"
         text += [f"### Pools of role {role}", "", *_head(heads)]
         for name in dict.fromkeys(line["pool"] for line in main_lines if line["role"] == role):
             text.append(_row(name, [line for line in main_lines if line["pool"] == name], columns))
