@@ -92,6 +92,20 @@ def test_force_returns_the_new_head() -> None:
     assert torch.equal(forced.weight, forced.retrained.weight) and not torch.equal(forced.weight, base[0])
 
 
+def test_a_second_look_at_what_identify_cannot_tell() -> None:
+    """Hard samples, all off in one direction, hide the mirror among the nearest centroid's minority."""
+    features, labels, _ = spurious(3000, bias=0.97)
+    hard = torch.rand(3000, generator=torch.Generator().manual_seed(3)) < 0.02
+    features[hard, :2] = features[hard, :2].mean(dim=1, keepdim=True)
+    features[hard, 10:12] = torch.randn(int(hard.sum()), 2, generator=torch.Generator().manual_seed(4))
+    features[hard, 12:20] += 3.0
+    assert assess(features, labels, identify(features, labels)).bias == CANNOT_TELL
+    base = biased_head()
+    done = repair(features, labels, base)
+    assert done.verdict.bias == BIASED and done.kept is None
+    assert worst_group((done.weight, done.bias)) > worst_group(base) + 0.3
+
+
 def test_without_a_head_there_is_nothing_to_keep() -> None:
     features, labels, _ = spurious(400, bias=0.99)
     assert repair(features, labels, None).kept is None
