@@ -6,6 +6,7 @@ that torchvision's downloads have (`MNIST/raw`, `FashionMNIST/raw`), gzipped or 
 """
 
 import gzip
+import hashlib
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -96,16 +97,18 @@ def read(
             digit = digit_rows[attribute][random.randint(len(digit_rows[attribute]))]
             pairs.append((int(item), int(digit), label, int(attribute)))
     item_index, digit_index, labels, attributes = np.array(pairs, dtype=np.int64).T
+    halves = digit_images[digit_index], item_images[item_index]
     return Split(
         labels=labels,
         # A domino is told by its item: each item stands in one domino only.
         ids=item_index,
-        load=partial(_compose, digit_images[digit_index], item_images[item_index]),
+        load=partial(_compose, *halves),
         locate=partial(_locate, str(folder), part, item_index, digit_index),
         class_names=list(items),
         ids_are=f"image of FashionMNIST/raw/{part}-images-idx3-ubyte, from 0",
         attributes=attributes,
         attribute_names=[DIGITS[digit] for digit in digits],
+        origin=partial(_origin, *halves),
     )
 
 
@@ -134,6 +137,10 @@ def _compose(digits: np.ndarray, items: np.ndarray, position: int) -> "Image":
     from PIL import Image
 
     return Image.fromarray(np.concatenate([digits[position], items[position]])).convert("RGB")
+
+
+def _origin(digits: np.ndarray, items: np.ndarray, position: int) -> str:
+    return hashlib.blake2b(digits[position].tobytes() + items[position].tobytes(), digest_size=16).hexdigest()
 
 
 def _locate(folder: str, part: str, items: np.ndarray, digits: np.ndarray, position: int) -> str:
