@@ -25,7 +25,7 @@ import torch
 from benchmarks.pools import POOLS, REPOSITORY, Pool
 from benchmarks.sets import Drawn, FeatureSet, draw
 from stages import baselines
-from stages.auto import RARITY, group_balanced, recovered, repair, retrain
+from stages.auto import RARITY, group_balanced, repair, retrain
 from stages.identify import identify
 from stages.logistic import fit, folds, held_out, moments
 from stages.passes import predict
@@ -90,7 +90,7 @@ def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
         "train_bias": chosen.pool.bias, "val_bias": chosen.bias, "size": len(y), "noise": chosen.noise,
         "imbalance": chosen.imbalance, "seed": chosen.seed, "gap": round(_gap(drawn), 4),
         "minority": int((drawn.attributes % classes != y).sum()),
-        "verdict": repaired.verdict.bias, "mirror": repaired.verdict.mirror, "recovered": recovered(y, new),
+        "verdict": repaired.verdict.bias, "first_mirror": repaired.verdict.mirror, **(vars(repaired.evidence) if repaired.evidence else {}),
         "kept": repaired.kept, "seconds": round(seconds, 2),
         "erm": drawn.worst_group(*base), "erm_mean": drawn.mean(*base),
         "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),

@@ -51,6 +51,22 @@ class Naming:
         return (rows @ self.weight.T + self.offsets[labels]).argmax(dim=1)
 
 
+@dataclass(frozen=True)
+class Named:
+    """What `pseudo_attributes` gives.
+
+    Attributes:
+        attributes: (n,) int64, the class whose spurious attribute each sample seems to carry.
+        naming: what names other samples so.
+        explained: how much likelier the features are, out of fold and per sample, than without any attribute (in nats); None
+            where the nearest centroid has found plenty and nothing was compared.
+    """
+
+    attributes: "Tensor"
+    naming: Naming
+    explained: float | None
+
+
 def pseudo_attributes(
     features: "Tensor",
     labels: "Tensor",
@@ -60,7 +76,7 @@ def pseudo_attributes(
     scaling: Moments,
     seed: int = 0,
     progress: Progress = silent,
-) -> tuple["Tensor", Naming]:
+) -> "Named":
     """The class (n,) int64 whose spurious attribute each sample seems to carry, and what names other samples so.
 
     No sample has a say in its own name: what names it is learned from the other folds.
@@ -73,13 +89,16 @@ def pseudo_attributes(
         scaling: moments of the features.
         seed: of the folds.
     """
+    classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
     if float((nearest != labels).double().mean()) >= PLENTY:
-        return _classified(features, labels, nearest, classes, scaling, seed, progress)
+        return Named(*classified, None)
     mixture = _Mixture.of(features, labels, classes, scaling, seed)
     # The nearest centroid's word, and nobody's: from there, c and s are half of each class's mean.
-    settled = [mixture.settle(start, progress) for start in (nearest, labels)]
-    attributes, _, naming = max(settled, key=lambda one: one[1])
-    return attributes, naming
+    found = [mixture.settle(start, progress) for start in (nearest, labels)]
+    # Where most of the minority lies near its own centroid, only a classifier gets there from the few that do not.
+    found.append((*classified, mixture.likelihood(classified[0])))
+    attributes, naming, likely = max(found, key=lambda one: one[2])
+    return Named(attributes, naming, likely - mixture.likelihood(labels))
 
 
 @dataclass(frozen=True)
@@ -114,8 +133,8 @@ class _Mixture:
         precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
         return cls(features, labels, classes, scaling, seed, precision)
 
-    def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", float, Naming]:
-        """Rounds until names stay: the names (n,), how likely they are out of fold (relative), and the last naming."""
+    def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", Naming, float]:
+        """Rounds until names stay: the names (n,), the last naming, and how likely the names are."""
         for number in range(ROUNDS):
             progress("find groups", number, ROUNDS + 1)
             # Other folds each round: a sample's mistaken neighbours do not stay the same.
@@ -123,13 +142,18 @@ class _Mixture:
             attributes, _, _ = self._round(attributes, number)
             if float((attributes != before).double().mean()) < SETTLED:
                 break
-        # Likelihoods are compared on the same folds.
-        return self._round(attributes, ROUNDS)
+        attributes, naming, _ = self._round(attributes, ROUNDS)
+        return attributes, naming, self.likelihood(attributes)
 
-    def _round(self, attributes: "Tensor", number: int) -> tuple["Tensor", float, Naming]:
+    def likelihood(self, attributes: "Tensor") -> float:
+        """Mean log p(z | y) out of fold, with c, s and shares as these names give them, less a term that all share."""
+        # On the same folds, whatever the names.
+        return self._round(attributes, ROUNDS + 1)[2]
+
+    def _round(self, attributes: "Tensor", number: int) -> tuple["Tensor", Naming, float]:
         import torch
 
-        fold = folds(len(self.labels), self.seed * (ROUNDS + 1) + number).to(self.labels.device)
+        fold = folds(len(self.labels), self.seed * (ROUNDS + 2) + number).to(self.labels.device)
         own, moments = self._equations(attributes, fold)
         # Each fold's samples are named by what the others say.
         normal = own.sum(dim=0, keepdim=True) - own
@@ -148,7 +172,7 @@ class _Mixture:
         likely = float((torch.logsumexp(added, dim=1) + alone).mean())
         levels = offsets.mean(dim=0) + bias[:, : self.classes].mean(dim=0)
         naming = Naming(weight[:, : self.classes].mean(dim=0).float(), (levels + log_shares).float())
-        return added.argmax(dim=1), likely, naming
+        return added.argmax(dim=1), naming, likely
 
     def _equations(self, attributes: "Tensor", fold: "Tensor") -> tuple["Tensor", "Tensor"]:
         """The normal equations of z = c_y + s_a over each fold: (FOLDS, 2 C, 2 C), (FOLDS, 2 C, d) float64."""

@@ -11,7 +11,7 @@ from stages import distributed
 from stages.attributes import Naming, pseudo_attributes
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Identified, Verdict, assess, identify
 from stages.logistic import Heads, Moments, balanced, fit, folds, held_out, moments
-from stages.passes import blocks, group_means
+from stages.passes import blocks, group_means, predict
 from stages.rows import Rows
 from stages.runtime import Progress, silent
 
@@ -28,12 +28,12 @@ PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.003)
 RARITY = 0.25
 # A group of fewer samples says nothing about accuracies.
 LEAST_SCORED = 3
-# The mirror of the completed minority up to which a second look says biased where the first could not tell.
-MIRROR_COMPLETED = -0.5
-# The repair is carried when it recovers at least LEAST_RECOVERED, and recovered - mirror is at least LEAST_TOGETHER; see
-# docs/method.md, "When the base head is kept".
+# What carries a repair, see `Evidence` and docs/method.md, "When the base head is kept": the mirror of the completed
+# minority at most, what the repair recovers at least, both together at least, and the gain in the worst groups at least.
+MOST_MIRROR = -0.5
 LEAST_RECOVERED = 0.3
 LEAST_TOGETHER = 0.78
+LEAST_GAINED = 0.1
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
 SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
@@ -50,6 +50,7 @@ class Retrained:
         right: (n,) bool, whether the head fitted to the other folds gives the sample's class.
         scaling: the moments that features were standardised by.
         naming: what names other samples so; None where the attributes were given.
+        explained: of `stages.attributes.Named`.
     """
 
     weight: "Tensor"
@@ -59,6 +60,7 @@ class Retrained:
     right: "Tensor"
     scaling: Moments
     naming: Naming | None = None
+    explained: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Repaired:
         verdict: of `identify`, or of the second look where that could not tell.
         retrained: None where the verdict alone has decided.
         kept: why the base head is kept, in words; None where it is not.
-        recovered: what decides beside the verdict, see `recovered`; None where the verdict alone has decided.
+        evidence: what decides beside the verdict; None where the verdict alone has decided.
     """
 
     weight: "Tensor"
@@ -78,7 +80,7 @@ class Repaired:
     verdict: Verdict
     retrained: Retrained | None
     kept: str | None
-    recovered: float | None
+    evidence: "Evidence | None"
 
 
 def repair(
@@ -126,18 +128,17 @@ def repair(
             drawn.features, drawn.labels, drawn.nearest,
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
-        gained = recovered(drawn.labels, new)
-        if verdict.bias == CANNOT_TELL:
-            verdict = second_look(drawn, new, verdict, classes=classes)
-    if kept is not None and verdict.bias == CANNOT_TELL:
-        return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None)
-    if kept is not None and not carried(verdict, gained):
-        because = "cross-validation does not carry the repair"
-        return Repaired(*kept, verdict, _for_all(features, labels, found.nearest, drawn, new), because, gained)
+        evidence = weigh(drawn, new, base, classes=classes)
+    if verdict.bias == CANNOT_TELL and evidence.mirrored():
+        verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
     new = _for_all(features, labels, found.nearest, drawn, new)
+    if kept is not None and verdict.bias == CANNOT_TELL:
+        return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", evidence)
+    if kept is not None and not evidence.carries(verdict):
+        return Repaired(*kept, verdict, new, "cross-validation does not carry the repair", evidence)
     if drawn.samples > len(drawn.labels):
         new = _fitted_to_all(features, labels, new, classes=classes)
-    return Repaired(new.weight, new.bias, verdict, new, None, gained)
+    return Repaired(new.weight, new.bias, verdict, new, None, evidence)
 
 
 @dataclass(frozen=True)
@@ -203,36 +204,46 @@ def _fitted_to_all(features: "Features", labels: "Tensor", new: Retrained, *, cl
     return replace(new, weight=weight[0], bias=bias[0])
 
 
-def recovered(labels: "Tensor", new: Retrained) -> float | None:
-    """Accuracy out of fold on the minority plus that on the rest, minus 1 (Youden's J); None where either is empty.
+@dataclass(frozen=True)
+class Evidence:
+    """What cross-validation and the completed minority say of a repair; None where there is nothing to say it of.
 
-    Zero where a head can do no more than trade one for the other, as with flipped labels or classes that look alike.
+    Attributes:
+        mirror: of the samples whose pseudo-attribute is another class's, as `identify.assess` measures it.
+        recovered: accuracy out of fold on this minority plus that on the rest, minus 1 (Youden's J). Zero where a head can
+            do no more than trade one for the other, as with flipped labels or classes that look alike.
+        gained: accuracy of the worst quarter of pseudo-groups, out of fold, less the base head's; None without a base head.
     """
-    minority = new.attributes != labels
-    if not bool(minority.any()) or bool(minority.all()):
-        return None
-    return float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
+
+    mirror: float | None
+    recovered: float | None
+    gained: float | None
+
+    def mirrored(self) -> bool:
+        """Whether the completed minority is plainly a spurious attribute's."""
+        return self.mirror is not None and self.mirror <= MOST_MIRROR
+
+    def carries(self, verdict: Verdict) -> bool:
+        """Whether a repair under this verdict is worth its risk."""
+        if verdict.mirror is None or self.recovered is None or not self.mirrored():
+            return False
+        together = self.recovered >= LEAST_RECOVERED and self.recovered - verdict.mirror >= LEAST_TOGETHER
+        return together and (self.gained is None or self.gained >= LEAST_GAINED)
 
 
-def second_look(drawn: Draw, new: Retrained, verdict: Verdict, *, classes: int) -> Verdict:
-    """The verdict again, by the mirror of the completed minority: BIASED where that is plain, else as it was.
-
-    The nearest centroid's minority is mixed with hard samples, and few samples' means are noisy; pseudo-attributes are
-    cleaner. They are also made in the mirror's image, and so they must show it more plainly.
-    """
-    minority = new.attributes != drawn.labels
-    centroids = group_means(drawn.features, drawn.labels, classes)
-    again = assess(drawn.features, drawn.labels, Identified(centroids, new.attributes, minority))
-    if again.mirror is None or again.mirror > MIRROR_COMPLETED:
-        return verdict
-    return replace(verdict, bias=BIASED, mirror=again.mirror)
-
-
-def carried(verdict: Verdict, gained: float | None) -> bool:
-    """Whether the mirror and what the repair recovers speak for it, together."""
-    if verdict.mirror is None or gained is None:
-        return False
-    return gained >= LEAST_RECOVERED and gained - verdict.mirror >= LEAST_TOGETHER
+def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, classes: int) -> Evidence:
+    """The evidence for a repair, from the samples that it was made on."""
+    labels, minority = drawn.labels, new.attributes != drawn.labels
+    centroids = group_means(drawn.features, labels, classes)
+    completed = assess(drawn.features, labels, Identified(centroids, new.attributes, minority))
+    recovered = gained = None
+    if bool(minority.any()) and not bool(minority.all()):
+        recovered = float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
+    if base is not None:
+        groups = labels * classes + new.attributes
+        before = worst_quarter(predict(drawn.features, *base) == labels, groups)
+        gained = worst_quarter(new.right, groups) - before
+    return Evidence(completed.mirror, recovered, gained)
 
 
 def retrain(
@@ -258,14 +269,14 @@ def retrain(
         seed: of the folds.
     """
     scaling = moments(features)
-    attributes, naming = pseudo_attributes(
+    named = pseudo_attributes(
         features, labels, nearest, classes=classes, scaling=scaling, seed=seed, progress=progress
     )  # fmt: skip
     new = group_balanced(
-        features, labels, attributes,
+        features, labels, named.attributes,
         classes=classes, scaling=scaling, regularization=regularization, rarity=RARITY, seed=seed, progress=progress,
     )  # fmt: skip
-    return replace(new, naming=naming)
+    return replace(new, naming=named.naming, explained=named.explained)
 
 
 def group_balanced(

@@ -147,6 +147,10 @@ def unfold(weight: "Tensor", bias: "Tensor", scale: "Tensor", shift: "Tensor") -
     return on_map.to(torch.float32), on_map_bias.to(torch.float32)
 
 
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
 def run(
     *,
     features: Path,
@@ -223,7 +227,7 @@ def run(
             extra = {
                 "verdict": repaired.verdict.bias,
                 "mirror": repaired.verdict.mirror,
-                "recovered": None if repaired.recovered is None else round(repaired.recovered, 6),
+                "recovered": _rounded(repaired.evidence and repaired.evidence.recovered),
                 "pseudo_minority": None if attributes is None else distributed.count(int((attributes != labels).sum())),
                 "penalty": again.penalty if again is not None else None,
             }
