@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stages import artifacts, distributed
 from stages.adam import Adam
 from stages.artifacts import Metadata
-from stages.auto import repair
+from stages.auto import Repaired, repair
 from stages.errors import BadValues
 from stages.identify import Identified
 from stages.logistic import cross_entropy
@@ -147,8 +147,10 @@ def unfold(weight: "Tensor", bias: "Tensor", scale: "Tensor", shift: "Tensor") -
     return on_map.to(torch.float32), on_map_bias.to(torch.float32)
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+def _recovered(repaired: Repaired) -> float | None:
+    if repaired.evidence is None or repaired.evidence.recovered is None:
+        return None
+    return round(repaired.evidence.recovered, 6)
 
 
 def run(
@@ -227,7 +229,7 @@ def run(
             extra = {
                 "verdict": repaired.verdict.bias,
                 "mirror": repaired.verdict.mirror,
-                "recovered": _rounded(repaired.evidence and repaired.evidence.recovered),
+                "recovered": _recovered(repaired),
                 "pseudo_minority": None if attributes is None else distributed.count(int((attributes != labels).sum())),
                 "penalty": again.penalty if again is not None else None,
             }
