@@ -38,8 +38,8 @@ def update(
 ) -> None:
     """Make the new linear head, or keep the base head where there is no bias to remove.
 
-    Solver auto retrains with every class x pseudo-attribute weighing the same (docs/method.md); solver published trains on
-    T(x) as the paper does, half rescued and half conforming samples a step.
+    Solver auto retrains with rare class x pseudo-attribute cells weighing the more (docs/method.md); solver published trains
+    on T(x) as the paper does, half rescued and half conforming samples a step.
 
     Reads artifacts/features/val.safetensors, the three artifacts before this one and the base head; writes
     artifacts/update.safetensors: `rescued`, `conforming` (n,), `weight`, `bias` on T(x), `folded_weight`, `folded_bias`
