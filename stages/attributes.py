@@ -27,6 +27,9 @@ RIDGE = 1e-6
 # The share of samples drawn to another class from which on a classifier of the names takes the model's place: the means of
 # classes then lie between the attributes and tell them apart badly, and it has enough to learn from.
 PLENTY = 0.1
+# How much likelier, in nats a sample out of fold, the features must be under that classifier's names to be taken elsewhere:
+# it gives more samples a name of their own, which is likelier by itself.
+CLEARLY = 0.05
 # Of that classifier: its penalty, its rounds at most, and how much the class's own shares of the names count in the last
 # round. None finds more of the minority, all of it is more precise; half the log-odds.
 PENALTY = 0.3
@@ -51,22 +54,6 @@ class Naming:
         return (rows @ self.weight.T + self.offsets[labels]).argmax(dim=1)
 
 
-@dataclass(frozen=True)
-class Named:
-    """What `pseudo_attributes` gives.
-
-    Attributes:
-        attributes: (n,) int64, the class whose spurious attribute each sample seems to carry.
-        naming: what names other samples so.
-        explained: how much likelier the features are, out of fold and per sample, than without any attribute (in nats); None
-            where the nearest centroid has found plenty and nothing was compared.
-    """
-
-    attributes: "Tensor"
-    naming: Naming
-    explained: float | None
-
-
 def pseudo_attributes(
     features: "Tensor",
     labels: "Tensor",
@@ -76,7 +63,7 @@ def pseudo_attributes(
     scaling: Moments,
     seed: int = 0,
     progress: Progress = silent,
-) -> "Named":
+) -> tuple["Tensor", Naming]:
     """The class (n,) int64 whose spurious attribute each sample seems to carry, and what names other samples so.
 
     No sample has a say in its own name: what names it is learned from the other folds.
@@ -91,14 +78,15 @@ def pseudo_attributes(
     """
     classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
     if float((nearest != labels).double().mean()) >= PLENTY:
-        return Named(*classified, None)
+        return classified
     mixture = _Mixture.of(features, labels, classes, scaling, seed)
     # The nearest centroid's word, and nobody's: from there, c and s are half of each class's mean.
     found = [mixture.settle(start, progress) for start in (nearest, labels)]
-    # Where most of the minority lies near its own centroid, only a classifier gets there from the few that do not.
-    found.append((*classified, mixture.likelihood(classified[0])))
     attributes, naming, likely = max(found, key=lambda one: one[2])
-    return Named(attributes, naming, likely - mixture.likelihood(labels))
+    # Where most of the minority lies near its own centroid, only a classifier gets there from the few that do not.
+    if mixture.likelihood(classified[0]) > likely + CLEARLY:
+        attributes, naming = classified
+    return attributes, naming
 
 
 @dataclass(frozen=True)

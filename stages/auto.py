@@ -50,7 +50,6 @@ class Retrained:
         right: (n,) bool, whether the head fitted to the other folds gives the sample's class.
         scaling: the moments that features were standardised by.
         naming: what names other samples so; None where the attributes were given.
-        explained: of `stages.attributes.Named`.
     """
 
     weight: "Tensor"
@@ -60,7 +59,6 @@ class Retrained:
     right: "Tensor"
     scaling: Moments
     naming: Naming | None = None
-    explained: float | None = None
 
 
 @dataclass(frozen=True)
@@ -269,14 +267,14 @@ def retrain(
         seed: of the folds.
     """
     scaling = moments(features)
-    named = pseudo_attributes(
+    attributes, naming = pseudo_attributes(
         features, labels, nearest, classes=classes, scaling=scaling, seed=seed, progress=progress
     )  # fmt: skip
     new = group_balanced(
-        features, labels, named.attributes,
+        features, labels, attributes,
         classes=classes, scaling=scaling, regularization=regularization, rarity=RARITY, seed=seed, progress=progress,
     )  # fmt: skip
-    return replace(new, naming=named.naming, explained=named.explained)
+    return replace(new, naming=naming)
 
 
 def group_balanced(

@@ -11,7 +11,7 @@ from tests.stages.test_auto import spurious
 
 def found(features: torch.Tensor, labels: torch.Tensor, classes: int = 2) -> torch.Tensor:
     nearest = identify(features, labels, classes=classes).nearest
-    return pseudo_attributes(features, labels, nearest, classes=classes, scaling=moments(features)).attributes
+    return pseudo_attributes(features, labels, nearest, classes=classes, scaling=moments(features))[0]
 
 
 def shares(guess: torch.Tensor, labels: torch.Tensor, attributes: torch.Tensor) -> tuple[float, float]:
@@ -44,7 +44,7 @@ def test_classes_learn_a_shift_from_one_another() -> None:
     features, labels, attributes = spurious(3000, bias=0.95, classes=3)
     nearest = identify(features, labels, classes=3).nearest
     nearest[labels == 0] = 0
-    guess = pseudo_attributes(features, labels, nearest, classes=3, scaling=moments(features)).attributes
+    guess = pseudo_attributes(features, labels, nearest, classes=3, scaling=moments(features))[0]
     own = labels == 0
     recall, _ = shares(guess[own], labels[own], attributes[own])
     assert recall > 0.9
@@ -54,8 +54,7 @@ def test_names_other_samples_as_those_it_has_seen() -> None:
     for bias in (0.9, 0.7):
         features, labels, _ = spurious(3000, bias=bias)
         nearest = identify(features, labels).nearest
-        named = pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))
-        guess, naming = named.attributes, named.naming
+        guess, naming = pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))
         assert float((naming.names(features, labels) == guess).double().mean()) > 0.97
         fresh, classes, attributes = spurious(3000, bias=bias, seed=3)
         assert min(shares(naming.names(fresh, classes), classes, attributes)) > 0.85
@@ -66,7 +65,7 @@ def test_a_sample_has_no_say_in_its_own_name() -> None:
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(200, 400, generator=generator), torch.arange(200) % 2
     started = torch.where(torch.rand(200, generator=generator) < 0.1, 1 - labels, labels)
-    guess = pseudo_attributes(features, labels, started, classes=2, scaling=moments(features)).attributes
+    guess = pseudo_attributes(features, labels, started, classes=2, scaling=moments(features))[0]
     both = (started != labels) & (guess != labels)
     assert int(both.sum()) < 0.5 * int((started != labels).sum())
 
