@@ -29,7 +29,7 @@ RIDGE = 1e-6
 PLENTY = 0.1
 # How much likelier, in nats a sample out of fold, the features must be under that classifier's names to be taken elsewhere:
 # it gives more samples a name of their own, which is likelier by itself.
-CLEARLY = 0.05
+CLEARLY = 0.02
 # Of that classifier: its penalty, its rounds at most, and how much the class's own shares of the names count in the last
 # round. None finds more of the minority, all of it is more precise; half the log-odds.
 PENALTY = 0.3
