@@ -94,7 +94,7 @@ class _Mixture:
     """z | y, a ~ N(c_y + s_a, one covariance) of standardised features z, fitted by rounds of naming and averaging.
 
     Attributes:
-        precision: (d, d) float64, the inverse of the covariance around the classes' means, shrunk. Around c_y + s_a it would
+        precision: (d, d) float32, the inverse of the covariance around the classes' means, shrunk. Around c_y + s_a it would
             be smaller, and biased: a sample would pull it toward its own name.
     """
 
@@ -110,15 +110,18 @@ class _Mixture:
         import torch
 
         means = (group_means(features, labels, classes) - scaling.mean) / scaling.deviation
-        covariance = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
+        covariance = torch.zeros(features.shape[1], features.shape[1], device=features.device)
         for rows, members in blocks(features, labels):
             around = (rows - scaling.mean) / scaling.deviation - means[members]
-            covariance += around.T @ around
+            covariance.addmm_(around.T, around)
         # A feature that does not vary has no say.
         own = (covariance.diagonal() / len(labels)).clamp(min=1e-6)
         covariance *= (1 - SHRINKAGE) / len(labels)
         covariance.diagonal().add_(SHRINKAGE * own)
-        precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+        # Of wide features each (d, d) counts: none is kept longer than needed.
+        torch.linalg.cholesky(covariance.mT, out=covariance.mT)
+        precision = torch.cholesky_inverse(covariance.mT)
+        del covariance
         return cls(features, labels, classes, scaling, seed, precision)
 
     def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", Naming, float]:
@@ -147,7 +150,7 @@ class _Mixture:
         normal = own.sum(dim=0, keepdim=True) - own
         places = torch.linalg.solve(normal, moments.sum(dim=0, keepdim=True) - moments)
         place, shift = places.split(self.classes, dim=1)
-        by_shift, by_place = shift @ self.precision, place @ self.precision
+        by_shift, by_place = ((part.float() @ self.precision).double() for part in (shift, place))
         offsets = -(place @ by_shift.mT) - (shift * by_shift).sum(dim=2).unsqueeze(1) / 2
         weight = torch.cat([by_shift, by_place], dim=1) / self.scaling.deviation
         bias = -(weight @ self.scaling.mean.to(torch.float64))

@@ -90,7 +90,7 @@ def test_the_spread_is_the_classes_covariance_shrunk_to_its_diagonal() -> None:
     covariance = around.T @ around / 500
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.diag(covariance.diagonal())
     precision = _Mixture.of(features, labels, 3, scaling, 0).precision
-    torch.testing.assert_close(precision @ shrunk, torch.eye(40).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(precision.double() @ shrunk, torch.eye(40).double(), atol=1e-4, rtol=0)
 
 
 def test_log_shares_by_hand() -> None:
