@@ -37,8 +37,6 @@ LEAST_GAINED = 0.1
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
 SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
-# Bytes: what PyTorch aligns its own memory to, on a CPU.
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,9 @@ def repair(
         evidence = weigh(drawn, new, base, classes=classes)
     if verdict.bias == CANNOT_TELL and evidence.mirrored():
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
-    new = _for_all(features, labels, found.nearest, drawn, new)
     if kept is not None and verdict.bias == CANNOT_TELL:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", evidence)
+    new = _for_all(features, labels, found.nearest, drawn, new)
     if kept is not None and not evidence.carries(verdict):
         return Repaired(*kept, verdict, new, "cross-validation does not carry the repair", evidence)
     if drawn.samples > len(drawn.labels):
@@ -173,12 +171,7 @@ def draw(features: "Features", labels: "Tensor", nearest: "Tensor", *, seed: int
         numbers = torch.arange(samples)
     mine = (numbers >= before) & (numbers < before + len(rows))
     own, at = (numbers[mine] - before).to(device), mine.nonzero().flatten().to(device)
-    if distributed.size() == 1 and samples == len(own):
-        taken = rows.tensor()
-        # Where a file's header puts its rows must not show in the last bit: products round as their operands are aligned.
-        taken = taken if taken.data_ptr() % ALIGNMENT == 0 else taken.clone()
-    else:
-        taken = distributed.rows_of_all(rows.take(own))
+    taken = rows.tensor() if distributed.size() == 1 and samples == len(own) else distributed.rows_of_all(rows.take(own))
     classes, closest = (distributed.rows_of_all(column[own]) for column in (labels, nearest))
     return Draw(taken, classes, closest, own, at, samples)
 
@@ -188,7 +181,6 @@ def _for_all(features: "Features", labels: "Tensor", nearest: "Tensor", drawn: D
 
     A sample that was not drawn gets what the classifiers of all folds say of it together.
     """
-
     if drawn.samples == len(drawn.own):
         return new
     attributes = nearest.clone()

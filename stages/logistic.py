@@ -143,8 +143,9 @@ def fit(
         offset = bias - on_features @ scaling.mean
         flat = on_features.reshape(problems * classes, width)
         loss = torch.zeros((), dtype=torch.float64, device=device)
-        products = torch.zeros_like(flat)
-        sums = torch.zeros_like(bias)
+        # Blocks are the same whatever the number of processes, and float64 adds them up to the same float32.
+        products = torch.zeros_like(flat, dtype=torch.float64)
+        sums = torch.zeros_like(bias, dtype=torch.float64)
         for rows, targets, shares in blocks(features, labels, by_sample):
             logits = (rows @ flat.T).view(len(rows), problems, classes) + offset
             log_p = torch.log_softmax(logits, dim=2)
@@ -154,6 +155,7 @@ def fit(
             products += residual.view(len(rows), -1).T @ rows
             sums += residual.sum(dim=0)
         loss, products, sums = (distributed.summed(part) for part in (loss, products, sums))
+        products, sums = products.to(torch.float32), sums.to(torch.float32)
         pulled = products.view_as(weight) - sums.unsqueeze(2) * scaling.mean
         weight_gradient.copy_(pulled / scaling.deviation + penalty * weight)
         bias_gradient.copy_(sums)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 1024
 # On a GPU a block is as large as this, for each launch of a kernel costs microseconds.
 DEVICE_BLOCK_BYTES = 1 << 28
+# Bytes: what PyTorch aligns its own memory to, on a CPU.
+ALIGNMENT = 64
 # How far ahead of the rows at work the operating system is asked to read.
 AHEAD_BYTES = 1 << 26
 
@@ -91,14 +93,20 @@ class Rows:
             before += len(part)
 
     def blocks(self) -> "Iterator[tuple[int, Tensor]]":
-        """(first row, rows (k, d) float32 on the device), BLOCK_ROWS at a time, on a GPU more."""
+        """(first row, rows (k, d) float32 on the device), BLOCK_ROWS at a time, on a GPU more, whatever part they lie in.
+
+        What is added up block by block then does not depend on where files end, nor, as shares begin at multiples of
+        BLOCK_ROWS, on how many processes there are.
+        """
         import torch
 
         size = BLOCK_ROWS
         if torch.device(self.device).type == "cuda":
             size = max(BLOCK_ROWS, DEVICE_BLOCK_BYTES // (4 * self.shape[1]) // BLOCK_ROWS * BLOCK_ROWS)
-        for first, values in self.spans(size=size):
-            yield first, values.to(self.device, torch.float32)
+        for first in range(0, len(self), size):
+            pieces = [values for _, values in self.spans(first, min(first + size, len(self)), size)]
+            block = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            yield first, block.to(self.device, torch.float32)
 
     def held(self, rows: "Tensor") -> "Iterator[tuple[Tensor, Tensor, Tensor]]":
         """Where the rows (k,) int64 lie: of each part that has some, (which of the k, the part, their numbers in it)."""
@@ -122,13 +130,17 @@ class Rows:
         return taken
 
     def tensor(self) -> "Tensor":
-        """All of them, (n, d) float32 on the device: in memory, or as mapped where they are stored so."""
+        """All of them, (n, d) float32 on the device: in memory, or as mapped where they are stored so and well aligned.
+
+        Products round as their operands are aligned: where a file's header puts the rows must not show in their last bit.
+        """
         import torch
 
         held = [values.to(self.device, torch.float32) for _, values in self.spans(size=max(1, len(self)))]
         if not held:
             return torch.empty(self.shape, device=self.device)
-        return held[0] if len(held) == 1 else torch.cat(held)
+        whole = held[0] if len(held) == 1 else torch.cat(held)
+        return whole if whole.data_ptr() % ALIGNMENT == 0 else whole.clone()
 
 
 def _read_ahead(part: "Tensor", start: int, stop: int) -> None:
