@@ -118,11 +118,9 @@ class _Mixture:
         own = (covariance.diagonal() / len(labels)).clamp(min=1e-6)
         covariance *= (1 - SHRINKAGE) / len(labels)
         covariance.diagonal().add_(SHRINKAGE * own)
-        # Of wide features each (d, d) counts: none is kept longer than needed.
+        # In place: of wide features each (d, d) counts.
         torch.linalg.cholesky(covariance.mT, out=covariance.mT)
-        precision = torch.cholesky_inverse(covariance.mT)
-        del covariance
-        return cls(features, labels, classes, scaling, seed, precision)
+        return cls(features, labels, classes, scaling, seed, torch.cholesky_inverse(covariance.mT))
 
     def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", Naming, float]:
         """Rounds until names stay: the names (n,), the last naming, and how likely the names are."""
@@ -131,9 +129,10 @@ class _Mixture:
             # Other folds each round: a sample's mistaken neighbours do not stay the same.
             before = attributes
             attributes, _, _ = self._round(attributes, number)
-            if float((attributes != before).double().mean()) < SETTLED:
+            if _settled(before, attributes):
                 break
         attributes, naming, _ = self._round(attributes, ROUNDS)
+        progress("find groups", ROUNDS + 1, ROUNDS + 1)
         return attributes, naming, self.likelihood(attributes)
 
     def likelihood(self, attributes: "Tensor") -> float:
@@ -195,25 +194,29 @@ def _classified(
 
     So weighed, the label's own features say nothing of the name.
     """
-
     for number in range(CLASSIFIER_ROUNDS + 1):
-        last = number == CLASSIFIER_ROUNDS
+        progress("find groups", number, CLASSIFIER_ROUNDS + 1)
         fold = folds(len(labels), seed * (CLASSIFIER_ROUNDS + 2) + number).to(features.device)
         cells = balanced(labels * classes + attributes, classes * classes)
-        progress("find groups", number, CLASSIFIER_ROUNDS + 1)
         [logits], heads = held_out(
             features, attributes, cells, fold, classes=classes, penalties=(PENALTY,), scaling=scaling
         )  # fmt: skip
-        before = attributes
-        if not last:
-            attributes = logits.argmax(dim=1)
-            if float((attributes != before).double().mean()) >= SETTLED:
-                continue
-        break
+        # The last one only says what the names before it make of the samples.
+        if number == CLASSIFIER_ROUNDS:
+            break
+        before, attributes = attributes, logits.argmax(dim=1)
+        if _settled(before, attributes):
+            break
+    progress("find groups", CLASSIFIER_ROUNDS + 1, CLASSIFIER_ROUNDS + 1)
     log_shares = PRIOR * _log_shares(labels, attributes, classes)
     weight, bias = heads.on_features(scaling)
     naming = Naming(weight.mean(dim=0), (bias.mean(dim=0) + log_shares).float())
     return (logits + log_shares[labels]).argmax(dim=1), naming
+
+
+def _settled(before: "Tensor", now: "Tensor") -> bool:
+    """Whether a round has changed next to no names."""
+    return float((now != before).double().mean()) < SETTLED
 
 
 def _log_shares(labels: "Tensor", attributes: "Tensor", classes: int) -> "Tensor":
