@@ -90,7 +90,7 @@ def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
         "train_bias": chosen.pool.bias, "val_bias": chosen.bias, "size": len(y), "noise": chosen.noise,
         "imbalance": chosen.imbalance, "seed": chosen.seed, "gap": round(_gap(drawn), 4),
         "minority": int((drawn.attributes % classes != y).sum()),
-        "verdict": repaired.verdict.bias, "first_mirror": repaired.verdict.mirror,
+        "verdict": repaired.verdict.bias, "verdict_mirror": repaired.verdict.mirror,
         **(vars(repaired.evidence) if repaired.evidence else {}),
         "kept": repaired.kept, "seconds": round(seconds, 2),
         "erm": drawn.worst_group(*base), "erm_mean": drawn.mean(*base),
