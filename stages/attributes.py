@@ -112,13 +112,13 @@ class _Mixture:
         means = (group_means(features, labels, classes) - scaling.mean) / scaling.deviation
         covariance = torch.zeros(features.shape[1], features.shape[1], device=features.device)
         for rows, members in blocks(features, labels):
-            around = (rows - scaling.mean) / scaling.deviation - means[members]
+            # In place, as below: of wide features each block and each (d, d) counts.
+            around = (rows - scaling.mean).div_(scaling.deviation).sub_(means[members])
             covariance.addmm_(around.T, around)
         # A feature that does not vary has no say.
         own = (covariance.diagonal() / len(labels)).clamp(min=1e-6)
         covariance *= (1 - SHRINKAGE) / len(labels)
         covariance.diagonal().add_(SHRINKAGE * own)
-        # In place: of wide features each (d, d) counts.
         torch.linalg.cholesky(covariance.mT, out=covariance.mT)
         return cls(features, labels, classes, scaling, seed, torch.cholesky_inverse(covariance.mT))
 
