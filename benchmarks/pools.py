@@ -101,6 +101,15 @@ POOLS: tuple[Pool, ...] = (
     _pair("sandal-bag-98", "tune", 0.98, ("sandal", "bag"), (1, 5), 3),
     _pair("trouser-tshirt-97", "tune", 0.97, ("trouser", "t-shirt"), (3, 8), 3),
     _pair("four-95-b", "tune", 0.95, ("trouser", "bag", "sneaker", "sandal"), (2, 4, 6, 9), 3, **FOUR),
+    # What the rules that keep the base head were set anew on.
+    _pair("shirt-coat-98", "tune", 0.98, ("shirt", "coat"), (2, 6), 4),
+    _pair("tshirt-pullover-95", "tune", 0.95, ("t-shirt", "pullover"), (4, 7), 4),
+    _pair("dress-shirt-90", "tune", 0.90, ("dress", "shirt"), (1, 5), 4),
+    _pair("pullover-shirt-50", "tune", 0.50, ("pullover", "shirt"), (3, 6), 4),
+    _pair("four-97-c", "tune", 0.97, ("sneaker", "shirt", "dress", "bag"), (0, 2, 5, 8), 4, **FOUR),
+    _pair("four-95-c", "tune", 0.95, ("sandal", "ankle-boot", "trouser", "t-shirt"), (1, 4, 7, 9), 4, **FOUR),
+    _pair("five-20-b", "tune", 0.20, ("coat", "shirt", "sandal", "bag", "sneaker"), (0, 3, 5, 6, 9), 4, **FIVE),
+    _pair("two-attributes-95", "tune", 0.95, ("t-shirt", "shirt"), (2, 7), 4, second=True),
     _pair("sneaker-boot-99", "report", 0.99, ("sneaker", "ankle-boot"), (3, 5), 1),
     _pair("tshirt-dress-99", "report", 0.99, ("t-shirt", "dress"), (0, 6), 1),
     _pair("pullover-shirt-98", "report", 0.98, ("pullover", "shirt"), (1, 9), 1),
@@ -136,8 +145,12 @@ POOLS: tuple[Pool, ...] = (
     ),
     Pool("movie-editorial-50", "tune", "minilm", 0.50, ("positive", "negative"), ("movie", "editorial"), 1, **TEXT),
     Pool("tweet-product-50", "report", "minilm", 0.50, ("positive", "negative"), ("tweet", "product"), 2, 1000, 1600, 400),
+    Pool("movie-product-95", "tune", "minilm", 0.95, ("positive", "negative"), ("movie", "product"), 4, 1000, 1600, 400),
+    Pool("tweet-editorial-90", "tune", "minilm", 0.90, ("positive", "negative"), ("tweet", "editorial"), 4, 1000, 1500, 400),
+    Pool("product-tweet-50", "tune", "minilm", 0.50, ("positive", "negative"), ("product", "tweet"), 4, 1000, 1600, 400),
     # A pretrained encoder, frozen.
     Pool("lite-coat-dress-95", "tune", "efficientnet", 0.95, ("coat", "dress"), (2, 5), 0, 3000, 4000, 2000),
+    Pool("lite-pullover-coat-95", "tune", "efficientnet", 0.95, ("pullover", "coat"), (1, 6), 4, 3000, 4000, 2000),
     Pool("lite-shirt-pullover-95", "report", "efficientnet", 0.95, ("shirt", "pullover"), (0, 8), 1, 3000, 4000, 2000),
     # Two attributes at once.
     _pair("two-attributes-97", "report", 0.97, ("coat", "dress"), (0, 1), 3, second=True),

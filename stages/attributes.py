@@ -10,6 +10,7 @@ dozen samples of a kind are enough. docs/method.md has the measurements.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stages.identify import Identified, assess
 from stages.logistic import FOLDS, Moments, balanced, by_own_fold, folds, held_out
 from stages.passes import blocks, group_means, group_sums
 from stages.runtime import Progress, silent
@@ -27,9 +28,16 @@ RIDGE = 1e-6
 # The share of samples drawn to another class from which on a classifier of the names takes the model's place: the means of
 # classes then lie between the attributes and tell them apart badly, and it has enough to learn from.
 PLENTY = 0.1
-# How much likelier, in nats a sample out of fold, the features must be under that classifier's names to be taken elsewhere:
-# it gives more samples a name of their own, which is likelier by itself.
-CLEARLY = 0.02
+# Rounds start, among others, from this share of each class, those that lie the nearest to another class's centroid: where
+# classes are far apart, the nearest centroid itself draws next to nothing away.
+DRAGGED = 0.1
+# Among candidates the likeliest is taken, less what speaks against one attribute for all classes: the nats a sample that are
+# lost where other classes' shifts take the place of a class's own, and a mirror (`identify.assess`) above PLAIN_MIRROR.
+TRANSFER = 0.5
+MIRROR = 0.4
+PLAIN_MIRROR = -0.8
+# Classes are held out one by one up to this many, then in as many groups.
+CLASS_GROUPS = 10
 # Of that classifier: its penalty, its rounds at most, and how much the class's own shares of the names count in the last
 # round. None finds more of the minority, all of it is more precise; half the log-odds.
 PENALTY = 0.3
@@ -81,12 +89,29 @@ def pseudo_attributes(
         return classified
     mixture = _Mixture.of(features, labels, classes, scaling, seed)
     # The nearest centroid's word, and nobody's: from there, c and s are half of each class's mean.
-    found = [mixture.settle(start, progress) for start in (nearest, labels)]
-    attributes, naming, likely = max(found, key=lambda one: one[2])
-    # Where most of the minority lies near its own centroid, only a classifier gets there from the few that do not.
-    if mixture.likelihood(classified[0]) > likely + CLEARLY:
-        attributes, naming = classified
-    return attributes, naming
+    starts = (nearest, labels, _dragged(features, labels, classes))
+    # Where most of the minority lies near its own centroid, at times only a classifier gets there from the few that do not.
+    found = [*(mixture.settle(start, progress) for start in starts), classified]
+    return max(found, key=lambda one: mixture.merit(one[0]))
+
+
+def _dragged(features: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
+    """A name (n,) for each sample: its own class's but for DRAGGED of each class, which lie toward another's centroid."""
+    import torch
+
+    centroids = group_means(features, labels, classes)
+    names, margin = labels.clone(), torch.empty(len(labels), device=labels.device)
+    for rows, members, name, out in blocks(features, labels, names, margin):
+        distance = torch.cdist(rows, centroids)
+        own = distance.gather(1, members.unsqueeze(1)).squeeze(1)
+        other, closest = distance.scatter(1, members.unsqueeze(1), torch.inf).min(dim=1)
+        out.copy_(other - own)
+        name.copy_(closest)
+    kept = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    for index in range(classes):
+        members = (labels == index).nonzero().flatten()
+        kept[members[margin[members].argsort(stable=True)[: round(DRAGGED * len(members))]]] = False
+    return torch.where(kept, labels, names)
 
 
 @dataclass(frozen=True)
@@ -96,6 +121,7 @@ class _Mixture:
     Attributes:
         precision: (d, d) float32, the inverse of the covariance around the classes' means, shrunk. Around c_y + s_a it would
             be smaller, and biased: a sample would pull it toward its own name.
+        means: (C, d) float32, of each class's z.
     """
 
     features: "Tensor"
@@ -104,6 +130,7 @@ class _Mixture:
     scaling: Moments
     seed: int
     precision: "Tensor"
+    means: "Tensor"
 
     @classmethod
     def of(cls, features: "Tensor", labels: "Tensor", classes: int, scaling: Moments, seed: int) -> "_Mixture":
@@ -120,10 +147,10 @@ class _Mixture:
         covariance *= (1 - SHRINKAGE) / len(labels)
         covariance.diagonal().add_(SHRINKAGE * own)
         torch.linalg.cholesky(covariance.mT, out=covariance.mT)
-        return cls(features, labels, classes, scaling, seed, torch.cholesky_inverse(covariance.mT))
+        return cls(features, labels, classes, scaling, seed, torch.cholesky_inverse(covariance.mT), means)
 
-    def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", Naming, float]:
-        """Rounds until names stay: the names (n,), the last naming, and how likely the names are."""
+    def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", Naming]:
+        """Rounds until names stay: the names (n,) and the last naming."""
         for number in range(ROUNDS):
             progress("find groups", number, ROUNDS + 1)
             # Other folds each round: a sample's mistaken neighbours do not stay the same.
@@ -133,7 +160,37 @@ class _Mixture:
                 break
         attributes, naming, _ = self._round(attributes, ROUNDS)
         progress("find groups", ROUNDS + 1, ROUNDS + 1)
-        return attributes, naming, self.likelihood(attributes)
+        return attributes, naming
+
+    def merit(self, attributes: "Tensor") -> float:
+        """What candidates are compared by: the likelihood, and whether the shifts are those of one spurious attribute.
+
+        A cluster that some class happens to have makes its features likelier too; no other class's shift explains it.
+        """
+        centroids = self.means * self.scaling.deviation + self.scaling.mean
+        found = Identified(centroids.float(), attributes, attributes != self.labels)
+        mirror = assess(self.features, self.labels, found).mirror or 0.0
+        mirrored = -max(PLAIN_MIRROR, min(0.0, mirror))
+        return self.likelihood(attributes) + TRANSFER * min(0.0, self.transfer(attributes)) + MIRROR * mirrored
+
+    def transfer(self, attributes: "Tensor") -> float:
+        """Mean log p(z | y), with shifts from other classes alone, less that without any attribute."""
+        import torch
+
+        groups = min(self.classes, CLASS_GROUPS)
+        part = self.labels % groups
+        own, moments = self._equations(attributes, part, groups)
+        normal = own.sum(dim=0, keepdim=True) - own
+        shift = torch.linalg.solve(normal, moments.sum(dim=0, keepdim=True) - moments)[:, self.classes :]
+        counts = torch.bincount(self.labels * self.classes + attributes, minlength=self.classes**2)
+        shares = counts.view(self.classes, self.classes).double()
+        sizes = shares.sum(dim=1, keepdim=True)
+        means = self.means.double()
+        # c_y puts the class's own mean where it is, whatever its names.
+        place = means - torch.einsum("ya,gad->gyd", shares / sizes, shift)
+        added, alone, _, _ = self._scores(place, shift, part, _log_shares(self.labels, attributes, self.classes))
+        without = (sizes.flatten() / len(self.labels)) @ ((means.float() @ self.precision).double() * means).sum(dim=1) / 2
+        return float((torch.logsumexp(added, dim=1) + alone).mean() - without)
 
     def likelihood(self, attributes: "Tensor") -> float:
         """Mean log p(z | y) out of fold, with c, s and shares as these names give them, less a term that all share."""
@@ -144,36 +201,51 @@ class _Mixture:
         import torch
 
         fold = folds(len(self.labels), self.seed * (ROUNDS + 2) + number).to(self.labels.device)
-        own, moments = self._equations(attributes, fold)
+        own, moments = self._equations(attributes, fold, FOLDS)
         # Each fold's samples are named by what the others say.
         normal = own.sum(dim=0, keepdim=True) - own
         places = torch.linalg.solve(normal, moments.sum(dim=0, keepdim=True) - moments)
-        place, shift = places.split(self.classes, dim=1)
+        place, shift = places[:, : self.classes], places[:, self.classes :]
+        log_shares = _log_shares(self.labels, attributes, self.classes)
+        added, alone, weight, levels = self._scores(place, shift, fold, log_shares)
+        likely = float((torch.logsumexp(added, dim=1) + alone).mean())
+        naming = Naming(weight.mean(dim=0).float(), (levels.mean(dim=0) + log_shares).float())
+        return added.argmax(dim=1), naming, likely
+
+    def _scores(
+        self, place: "Tensor", shift: "Tensor", part: "Tensor", log_shares: "Tensor"
+    ) -> tuple["Tensor", "Tensor", "Tensor", "Tensor"]:
+        """log p(z, a | y) + z' P z / 2 in two terms, what the name adds (n, C) and what the class alone gives (n,).
+
+        And what the first comes from: x @ weight.T + levels[y] + log_shares[y] of each part, (P, C, d), (P, C, C).
+
+        Args:
+            place, shift: (P, C, d) float64, c and s as samples of each part are to see them.
+            part: (n,) int64 in [0, P).
+            log_shares: (C, C).
+        """
+        import torch
+
         by_shift, by_place = ((part.float() @ self.precision).double() for part in (shift, place))
         offsets = -(place @ by_shift.mT) - (shift * by_shift).sum(dim=2).unsqueeze(1) / 2
         weight = torch.cat([by_shift, by_place], dim=1) / self.scaling.deviation
         bias = -(weight @ self.scaling.mean.to(torch.float64))
-        scores = by_own_fold(self.features, weight.float(), bias.float(), fold).double()
-        # log p(z | y, a) + z' P z / 2, in two parts: what the name adds, and what the class alone gives.
-        log_shares = _log_shares(self.labels, attributes, self.classes)
-        added = scores[:, : self.classes] + offsets[fold, self.labels] + log_shares[self.labels]
+        scores = by_own_fold(self.features, weight.float(), bias.float(), part).double()
+        added = scores[:, : self.classes] + offsets[part, self.labels] + log_shares[self.labels]
         alone = scores[:, self.classes :].gather(1, self.labels.unsqueeze(1)).squeeze(1)
-        alone = alone - ((place * by_place).sum(dim=2) / 2)[fold, self.labels]
-        likely = float((torch.logsumexp(added, dim=1) + alone).mean())
-        levels = offsets.mean(dim=0) + bias[:, : self.classes].mean(dim=0)
-        naming = Naming(weight[:, : self.classes].mean(dim=0).float(), (levels + log_shares).float())
-        return added.argmax(dim=1), naming, likely
+        alone = alone - ((place * by_place).sum(dim=2) / 2)[part, self.labels]
+        return added, alone, weight[:, : self.classes], offsets + bias[:, : self.classes].unsqueeze(1)
 
-    def _equations(self, attributes: "Tensor", fold: "Tensor") -> tuple["Tensor", "Tensor"]:
-        """The normal equations of z = c_y + s_a over each fold: (FOLDS, 2 C, 2 C), (FOLDS, 2 C, d) float64."""
+    def _equations(self, attributes: "Tensor", part: "Tensor", count: int) -> tuple["Tensor", "Tensor"]:
+        """The normal equations of z = c_y + s_a over each part of the samples: (P, 2 C, 2 C), (P, 2 C, d) float64."""
         import torch
 
-        classes, count = self.classes, FOLDS
-        cells = (fold * classes + self.labels) * classes + attributes
+        classes = self.classes
+        cells = (part * classes + self.labels) * classes + attributes
         sizes = torch.bincount(cells, minlength=count * classes * classes).view(count, classes, classes).double()
         parts = []
         for names, numbers in ((self.labels, sizes.sum(dim=2)), (attributes, sizes.sum(dim=1))):
-            sums = group_sums(self.features, fold * classes + names, count * classes).view(count, classes, -1)
+            sums = group_sums(self.features, part * classes + names, count * classes).view(count, classes, -1)
             parts.append((sums - numbers.unsqueeze(2) * self.scaling.mean) / self.scaling.deviation)
         upper = torch.cat([torch.diag_embed(sizes.sum(dim=2)), sizes], dim=2)
         lower = torch.cat([sizes.mT, torch.diag_embed(sizes.sum(dim=1))], dim=2)

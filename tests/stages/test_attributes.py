@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from stages.attributes import SHRINKAGE, _log_shares, _Mixture, pseudo_attributes
+from stages.attributes import SHRINKAGE, _dragged, _log_shares, _Mixture, pseudo_attributes
 from stages.identify import identify
-from stages.logistic import folds, moments
+from stages.logistic import FOLDS, folds, moments
 from tests.stages.test_auto import spurious
 
 
@@ -74,12 +74,62 @@ def test_the_equations_are_least_squares() -> None:
     features, labels, attributes = spurious(500, classes=3, bias=0.6)
     scaling = moments(features)
     mixture = _Mixture.of(features, labels, 3, scaling, 0)
-    normal, sums = mixture._equations(attributes, folds(500, 0))
+    normal, sums = mixture._equations(attributes, folds(500, 0), FOLDS)
     solved = torch.linalg.solve(normal.sum(dim=0), sums.sum(dim=0))
     z = ((features - scaling.mean) / scaling.deviation).double()
     design = torch.cat([torch.nn.functional.one_hot(column, 3) for column in (labels, attributes)], dim=1).double()
     expected = design @ torch.linalg.lstsq(design, z, driver="gelsd").solution
     torch.testing.assert_close(design @ solved, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 12])
+def test_transfer_tells_a_shared_shift_from_a_cluster_of_one_class(classes: int) -> None:
+    """With 12 classes they are held out in groups."""
+    features, labels, attributes = spurious(6000, bias=0.9, classes=classes)
+    mixture = _Mixture.of(features, labels, classes, moments(features), 0)
+    shared = mixture.transfer(attributes)
+    assert shared > 0.05
+    # The same samples, moved another way in each class.
+    random = torch.Generator().manual_seed(1)
+    minority = attributes != labels
+    own_way = 4.0 * torch.nn.functional.normalize(torch.randn(classes, features.shape[1], generator=random), dim=1)
+    torn = features + minority.unsqueeze(1) * own_way[labels]
+    mixture = _Mixture.of(torn, labels, classes, moments(torn), 0)
+    assert mixture.transfer(attributes) < shared
+    assert mixture.transfer(labels) == pytest.approx(0.0, abs=0.02 * classes)
+
+
+def test_transfer_of_two_classes_by_hand() -> None:
+    """Class 0's place under the other's attribute is its own moved by what class 1's minority shows, and the other way round."""
+    features, labels, attributes = spurious(400, bias=0.8)
+    scaling = moments(features)
+    mixture = _Mixture.of(features, labels, 2, scaling, 0)
+    z = ((features - scaling.mean) / scaling.deviation).double()
+    mean = {(y, a): z[(labels == y) & (attributes == a)].mean(dim=0) for y in (0, 1) for a in (0, 1)}
+    log_shares = _log_shares(labels, attributes, 2)
+    gains = []
+    for own, other in ((0, 1), (1, 0)):
+        members = z[labels == own]
+        moved = mean[other, other] - mean[other, own]
+        minority = float((attributes[labels == own] == other).double().mean())
+        places = [members.mean(dim=0) + (share - minority) * moved for share in (0.0, 1.0)]
+
+        def density(place: torch.Tensor, members: torch.Tensor = members) -> torch.Tensor:
+            away = members - place
+            return -((away @ mixture.precision.double()) * away).sum(dim=1) / 2
+
+        parts = [density(place) + log_shares[own, name] for place, name in zip(places, (own, other), strict=True)]
+        gains.append(torch.logsumexp(torch.stack(parts), dim=0) - density(members.mean(dim=0)))
+    assert mixture.transfer(attributes) == pytest.approx(float(torch.cat(gains).mean()), abs=1e-3)
+
+
+def test_a_tenth_of_each_class_is_dragged_to_the_closest_other_centroid() -> None:
+    features = torch.cat([torch.arange(20.0), 100 + torch.arange(30.0), 300 + torch.arange(10.0)]).unsqueeze(1)
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 30, 10]))
+    names = _dragged(features, labels, 3)
+    expected = labels.clone()
+    expected[[18, 19]], expected[[20, 21, 22]], expected[50] = 1, 0, 1
+    torch.testing.assert_close(names, expected)
 
 
 def test_the_spread_is_the_classes_covariance_shrunk_to_its_diagonal() -> None:
