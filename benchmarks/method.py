@@ -1,6 +1,7 @@
 """How well `update.solver: auto` does on real features: the tables of docs/method.md.
 
     python -m benchmarks.method              # the pools of role report: an hour of CPU, once `benchmarks.pools` are made
+    python -m benchmarks.method --auto       # measure solver auto anew and leave the rest: a quarter of an hour
     python -m benchmarks.method --docs       # write what was measured into docs/method.md, tables and curves
 
 Constants of `stages.identify`, `stages.attributes` and `stages.auto` were chosen on the pools of role "tune", save for one
@@ -25,9 +26,9 @@ import torch
 from benchmarks.pools import POOLS, REPOSITORY, Pool
 from benchmarks.sets import Drawn, FeatureSet, draw
 from stages import baselines
-from stages.auto import RARITY, group_balanced, repair, retrain
+from stages.auto import group_balanced, repair, retrain
 from stages.identify import identify
-from stages.logistic import fit, folds, held_out, moments
+from stages.logistic import RARITY, fit, folds, held_out, moments
 from stages.passes import predict
 
 DOCS = REPOSITORY / "docs/method.md"
@@ -35,6 +36,8 @@ BEGIN, END = "<!-- results: written by python -m benchmarks.method --docs -->", 
 RESULTS = REPOSITORY / "benchmarks/results/method.jsonl"
 PUBLISHED = ((10, 500), (350, 110), (1200, 1500))
 SEEDS = (0, 1, 2)
+# What tells one line from another.
+KEY = ("part", "pool", "val_bias", "size", "noise", "imbalance", "seed")
 # A base head that is this much worse on test samples whose attribute contradicts the class is biased; scoring only.
 GAP = 0.1
 
@@ -70,45 +73,70 @@ def _size(pool: Pool) -> int:
 
 def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
     """One line of the results; None where the pool has too few samples of a group for the set."""
-    drawn = None
-    # Where a group is too small for the size, a smaller split.
-    for share in (1.0, 0.8, 0.6, 0.4):
-        try:
-            drawn = draw(replace(chosen, size=round(chosen.size * share)))
-            break
-        except ValueError:
-            continue
+    drawn = _drawn(chosen)
     if drawn is None:
         return None
     x, y, classes, base = drawn.features, drawn.labels, drawn.classes, (drawn.weight, drawn.bias)
-    started = time.monotonic()
-    repaired = repair(x, y, base, seed=chosen.seed)
-    seconds = time.monotonic() - started
-    new = repaired.retrained or retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, seed=chosen.seed)
     line: dict[str, Any] = {
         "part": part, "pool": chosen.pool.name, "role": chosen.pool.role, "kind": chosen.pool.kind, "classes": classes,
         "train_bias": chosen.pool.bias, "val_bias": chosen.bias, "size": len(y), "noise": chosen.noise,
-        "imbalance": chosen.imbalance, "seed": chosen.seed, "gap": round(_gap(drawn), 4),
+        "imbalance": chosen.imbalance, "seed": chosen.seed, "gap": _gap(drawn),
         "minority": int((drawn.attributes % classes != y).sum()),
-        "verdict": repaired.verdict.bias, "verdict_mirror": repaired.verdict.mirror,
-        **(vars(repaired.evidence) if repaired.evidence else {}),
-        "kept": repaired.kept, "seconds": round(seconds, 2),
         "erm": drawn.worst_group(*base), "erm_mean": drawn.mean(*base),
-        "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),
-        "forced": drawn.worst_group(new.weight, new.bias),
     }  # fmt: skip
+    line |= _auto(drawn, chosen.seed)
     line["last_layer"] = drawn.worst_group(*_last_layer(drawn, chosen.seed))
     scaling = moments(x)
     for name, rarity in (("oracle", 0.0), ("oracle_rare", RARITY)):
         known = group_balanced(x, y, drawn.attributes, classes=classes, scaling=scaling, rarity=rarity, seed=chosen.seed)
         line[name] = drawn.worst_group(known.weight, known.bias)
-    minority, said = drawn.attributes % classes != y, new.attributes != y
-    hits = int((minority & said & (new.attributes == drawn.attributes % classes)).sum())
-    line["recall"], line["precision"] = hits / max(1, int(minority.sum())), hits / max(1, int(said.sum()))
     if part == "main":
         for eliminate, update in PUBLISHED:
             head = baselines.published(x, y, base, eliminate_steps=eliminate, update_steps=update, seed=chosen.seed)
             line[f"published {eliminate}/{update}"] = drawn.worst_group(*head)
+    return _rounded(line)
+
+
+def _drawn(chosen: FeatureSet) -> Drawn | None:
+    """The set, of a smaller size where a group is too small for its own."""
+    for share in (1.0, 0.8, 0.6, 0.4):
+        try:
+            return draw(replace(chosen, size=round(chosen.size * share)))
+        except ValueError:
+            continue
+    return None
+
+
+def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
+    """What a line says of solver auto."""
+    x, y, classes, base = drawn.features, drawn.labels, drawn.classes, (drawn.weight, drawn.bias)
+    started = time.monotonic()
+    repaired = repair(x, y, base, seed=seed)
+    seconds = time.monotonic() - started
+    new = repaired.retrained or retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, seed=seed)
+    minority, said = drawn.attributes % classes != y, new.attributes != y
+    hits = int((minority & said & (new.attributes == drawn.attributes % classes)).sum())
+    return {
+        "verdict": repaired.verdict.bias, "verdict_mirror": repaired.verdict.mirror, **vars(repaired.evidence),
+        "kept": repaired.kept, "seconds": round(seconds, 2),
+        "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),
+        "forced": drawn.worst_group(new.weight, new.bias),
+        "recall": hits / max(1, int(minority.sum())), "precision": hits / max(1, int(said.sum())),
+    }  # fmt: skip
+
+
+def _auto_alone(job: tuple[str, FeatureSet]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A set's key among the lines, and what its line says of solver auto."""
+    torch.set_num_threads(1)
+    part, chosen = job
+    drawn = _drawn(chosen)
+    if drawn is None:
+        return None
+    key = (part, chosen.pool.name, chosen.bias, len(drawn.labels), chosen.noise, chosen.imbalance, chosen.seed)
+    return key, _rounded(_auto(drawn, chosen.seed))
+
+
+def _rounded(line: dict[str, Any]) -> dict[str, Any]:
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}
 
 
@@ -140,15 +168,26 @@ def _work(job: tuple[str, FeatureSet]) -> dict[str, Any] | None:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="write the tables and curves of docs/method.md, measure nothing")
+    parser.add_argument("--auto", action="store_true", help="measure solver auto anew in the lines that there are, no more")
     parser.add_argument("--role", choices=("report", "tune", "all"), default="report", help="which pools")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
-    if not given.docs:
-        # Neighbours share a pool, which a worker then loads once.
+    # Neighbours share a pool, which a worker then loads once.
+    jobs = sorted(
+        (job for job in sets() if given.role in ("all", job[1].pool.role)),
+        key=lambda job: (job[1].pool.role, job[1].pool.name),
+    )
+    if given.auto:
+        known = {tuple(line[key] for key in KEY): line for line in map(json.loads, given.out.read_text().splitlines())}
+        with multiprocessing.get_context("spawn").Pool(given.processes) as workers:
+            for done, found in enumerate(workers.imap(_auto_alone, jobs, chunksize=3)):
+                if found is not None and found[0] in known:
+                    known[found[0]] |= found[1]
+                sys.stderr.write(f"\r{done + 1} of {len(jobs)} sets")
+        given.out.write_text("".join(json.dumps(line) + "\n" for line in known.values()))
+    elif not given.docs:
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen = [job for job in sets() if given.role in ("all", job[1].pool.role)]
-        jobs = sorted(chosen, key=lambda job: (job[1].pool.role, job[1].pool.name))
         with multiprocessing.get_context("spawn").Pool(given.processes) as workers, given.out.open("w") as file:
             for done, line in enumerate(workers.imap(_work, jobs, chunksize=3)):
                 if line is not None:

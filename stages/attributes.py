@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages.identify import Identified, assess
-from stages.logistic import FOLDS, Moments, balanced, by_own_fold, folds, held_out
+from stages.logistic import FOLDS, RARITY, Moments, balanced, by_own_fold, folds, held_out
 from stages.passes import blocks, group_means, group_sums
 from stages.runtime import Progress, silent
 
@@ -36,6 +36,9 @@ DRAGGED = 0.1
 TRANSFER = 0.5
 MIRROR = 0.4
 PLAIN_MIRROR = -0.8
+# How often a head is repaired with what was found, so that its errors may lead to a better candidate, and its penalty.
+REPAIRS = 3
+REPAIR_PENALTY = 3.0
 # Classes are held out one by one up to this many, then in as many groups.
 CLASS_GROUPS = 10
 # Of that classifier: its penalty, its rounds at most, and how much the class's own shares of the names count in the last
@@ -62,6 +65,22 @@ class Naming:
         return (rows @ self.weight.T + self.offsets[labels]).argmax(dim=1)
 
 
+@dataclass(frozen=True)
+class Named:
+    """Pseudo-attributes.
+
+    Attributes:
+        attributes: (n,) int64, the class whose spurious attribute each sample seems to carry.
+        naming: what names other samples so.
+        shared: nats that the features gain for each sample of the minority, given the shifts of other classes alone; far
+            above zero where one class's minority tells where another's lies. None without a minority.
+    """
+
+    attributes: "Tensor"
+    naming: Naming
+    shared: float | None
+
+
 def pseudo_attributes(
     features: "Tensor",
     labels: "Tensor",
@@ -71,8 +90,8 @@ def pseudo_attributes(
     scaling: Moments,
     seed: int = 0,
     progress: Progress = silent,
-) -> tuple["Tensor", Naming]:
-    """The class (n,) int64 whose spurious attribute each sample seems to carry, and what names other samples so.
+) -> Named:
+    """The class whose spurious attribute each sample seems to carry.
 
     No sample has a say in its own name: what names it is learned from the other folds.
 
@@ -85,14 +104,30 @@ def pseudo_attributes(
         seed: of the folds.
     """
     classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
-    if float((nearest != labels).double().mean()) >= PLENTY:
-        return classified
     mixture = _Mixture.of(features, labels, classes, scaling, seed)
+    plenty = float((nearest != labels).double().mean()) >= PLENTY
+    attributes, naming = classified if plenty else _searched(mixture, nearest, classified, progress)
+    share = float((attributes != labels).double().mean())
+    return Named(attributes, naming, mixture.transfer(attributes) / share if share else None)
+
+
+def _searched(
+    mixture: "_Mixture", nearest: "Tensor", classified: tuple["Tensor", Naming], progress: Progress
+) -> tuple["Tensor", Naming]:
+    """The candidate of most merit."""
+    labels = mixture.labels
     # The nearest centroid's word, and nobody's: from there, c and s are half of each class's mean.
-    starts = (nearest, labels, _dragged(features, labels, classes))
+    starts = (nearest, labels, _dragged(mixture.features, labels, mixture.classes))
     # Where most of the minority lies near its own centroid, at times only a classifier gets there from the few that do not.
     found = [*(mixture.settle(start, progress) for start in starts), classified]
-    return max(found, key=lambda one: mixture.merit(one[0]))
+    merit, best = max(((mixture.merit(names), (names, naming)) for names, naming in found), key=lambda one: one[0])
+    for _ in range(REPAIRS):
+        again = mixture.settle(mixture.mistaken(best[0]), progress)
+        better = mixture.merit(again[0])
+        if better <= merit:
+            break
+        merit, best = better, again
+    return best
 
 
 def _dragged(features: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
@@ -158,7 +193,7 @@ class _Mixture:
             attributes, _, _ = self._round(attributes, number)
             if _settled(before, attributes):
                 break
-        attributes, naming, _ = self._round(attributes, ROUNDS)
+        attributes, naming, _ = self._round(_aligned(attributes, self.labels, self.classes), ROUNDS)
         progress("find groups", ROUNDS + 1, ROUNDS + 1)
         return attributes, naming
 
@@ -191,6 +226,19 @@ class _Mixture:
         added, alone, _, _ = self._scores(place, shift, part, _log_shares(self.labels, attributes, self.classes))
         without = (sizes.flatten() / len(self.labels)) @ ((means.float() @ self.precision).double() * means).sum(dim=1) / 2
         return float((torch.logsumexp(added, dim=1) + alone).mean() - without)
+
+    def mistaken(self, attributes: "Tensor") -> "Tensor":
+        """What a head that is repaired with these names says of each sample out of fold, (n,).
+
+        Where the names were not the spurious attribute's, the head leans on it all the more, and errs on its minority.
+        """
+        weights = balanced(self.labels * self.classes + attributes, self.classes**2, RARITY)
+        fold = folds(len(self.labels), self.seed).to(self.labels.device)
+        [logits], _ = held_out(
+            self.features, self.labels, weights, fold,
+            classes=self.classes, penalties=(REPAIR_PENALTY,), scaling=self.scaling,
+        )  # fmt: skip
+        return logits.argmax(dim=1)
 
     def likelihood(self, attributes: "Tensor") -> float:
         """Mean log p(z | y) out of fold, with c, s and shares as these names give them, less a term that all share."""
@@ -284,6 +332,28 @@ def _classified(
     weight, bias = heads.on_features(scaling)
     naming = Naming(weight.mean(dim=0), (bias.mean(dim=0) + log_shares).float())
     return (logits + log_shares[labels]).argmax(dim=1), naming
+
+
+def _aligned(attributes: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
+    """The same groups, with names exchanged as long as that gives more samples their own class's name.
+
+    To the model c_y + s_a names are but numbers; that most of a class carries its own attribute says which is which.
+    """
+    import torch
+
+    counts = torch.bincount(labels * classes + attributes, minlength=classes * classes).view(classes, classes).cpu()
+    names = torch.arange(classes)
+    while True:
+        own = counts.diagonal()
+        gain = counts + counts.T - own - own.unsqueeze(1)
+        best = int(gain.argmax())
+        first, second = best // classes, best % classes
+        if int(gain[first, second]) <= 0:
+            return names.to(attributes.device)[attributes]
+        exchanged = torch.arange(classes)
+        exchanged[first], exchanged[second] = second, first
+        counts = counts[:, exchanged]
+        names = exchanged[names]
 
 
 def _settled(before: "Tensor", now: "Tensor") -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from stages import distributed
 from stages.attributes import Naming, pseudo_attributes
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Identified, Verdict, assess, identify
-from stages.logistic import Heads, Moments, balanced, fit, folds, held_out, moments
+from stages.logistic import RARITY, Heads, Moments, balanced, fit, folds, held_out, moments
 from stages.passes import blocks, group_means, predict
 from stages.rows import Rows
 from stages.runtime import Progress, silent
@@ -22,18 +22,22 @@ if TYPE_CHECKING:
 
 # Penalties that are tried, from the strongest on; each starts at the solution before it.
 PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.003)
-# How much more the rarer class x pseudo-attribute cells weigh: k samples weigh k^-RARITY together. A head separates the
-# few that it has seen and not the next ones like them; Cao et al. (NeurIPS 2019, section 3.1) ask of a class of k samples a
-# margin that goes with k^-1/4.
-RARITY = 0.25
 # A group of fewer samples says nothing about accuracies.
 LEAST_SCORED = 3
 # What carries a repair, see `Evidence` and docs/method.md, "When the base head is kept": the mirror of the completed
 # minority at most, what the repair recovers at least, both together at least, and the gain in the worst groups at least.
 MOST_MIRROR = -0.5
-LEAST_RECOVERED = 0.3
+LEAST_RECOVERED = 0.45
 LEAST_TOGETHER = 0.78
 LEAST_GAINED = 0.1
+# Where classes plainly share their shifts (nats for each sample of the minority) less will do of the first two, and the
+# third is not asked for; where the mirror is as clear as can be, no gain is.
+PLAINLY_SHARED = 4.0
+MOST_MIRROR_SHARED = -0.3
+LEAST_RECOVERED_SHARED = 0.1
+CLEAR_MIRROR = -0.85
+# The completed minority's mirror that overrules a verdict of "not biased".
+OVERRULING_MIRROR = -0.65
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
 SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
@@ -49,7 +53,7 @@ class Retrained:
         penalty: the L2 penalty that was chosen, on standardised features.
         right: (n,) bool, whether the head fitted to the other folds gives the sample's class.
         scaling: the moments that features were standardised by.
-        naming: what names other samples so; None where the attributes were given.
+        naming, shared: see `attributes.Named`; None where the attributes were given.
     """
 
     weight: "Tensor"
@@ -59,6 +63,7 @@ class Retrained:
     right: "Tensor"
     scaling: Moments
     naming: Naming | None = None
+    shared: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,10 @@ class Repaired:
 
     Attributes:
         weight, bias: the head to use, the new or the base one.
-        verdict: of `identify`, or of the second look where that could not tell.
+        verdict: of `identify`, or of the second look where that sees a bias which the first has missed.
         retrained: None where the verdict alone has decided.
         kept: why the base head is kept, in words; None where it is not.
-        evidence: what decides beside the verdict; None where the verdict alone has decided.
+        evidence: what decides beside the verdict.
     """
 
     weight: "Tensor"
@@ -78,7 +83,7 @@ class Repaired:
     verdict: Verdict
     retrained: Retrained | None
     kept: str | None
-    evidence: "Evidence | None"
+    evidence: "Evidence"
 
 
 def repair(
@@ -115,8 +120,6 @@ def repair(
     verdict = assess(features, labels, found, base, progress=progress)
     # What there is to fall back on.
     kept = None if force else base
-    if kept is not None and verdict.bias == NOT_BIASED:
-        return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None)
     drawn = draw(features, labels, found.nearest, seed=seed)
     if regularization is not None:
         # C counts samples: the same strength, on as many as were drawn.
@@ -127,9 +130,9 @@ def repair(
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
         evidence = weigh(drawn, new, base, classes=classes)
-    if verdict.bias == CANNOT_TELL and evidence.mirrored():
+    if evidence.overrules(verdict):
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
-    if kept is not None and verdict.bias == CANNOT_TELL:
+    if kept is not None and verdict.bias != BIASED:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", evidence)
     new = _for_all(features, labels, found.nearest, drawn, new)
     if kept is not None and not evidence.carries(verdict):
@@ -210,22 +213,39 @@ class Evidence:
         recovered: accuracy out of fold on this minority plus that on the rest, minus 1 (Youden's J). Zero where a head can
             do no more than trade one for the other, as with flipped labels or classes that look alike.
         gained: accuracy of the worst quarter of pseudo-groups, out of fold, less the base head's; None without a base head.
+        shared: see `attributes.Named`.
     """
 
     mirror: float | None
     recovered: float | None
     gained: float | None
+    shared: float | None
+
+    def plainly_shared(self) -> bool:
+        """Whether one class's minority tells where another's lies."""
+        found = self.mirror is not None and self.mirror <= MOST_MIRROR_SHARED
+        return found and self.shared is not None and self.shared >= PLAINLY_SHARED
 
     def mirrored(self) -> bool:
         """Whether the completed minority is plainly a spurious attribute's."""
-        return self.mirror is not None and self.mirror <= MOST_MIRROR
+        return self.mirror is not None and (self.mirror <= MOST_MIRROR or self.plainly_shared())
+
+    def overrules(self, verdict: Verdict) -> bool:
+        """Whether the completed minority shows a bias that the verdict has missed."""
+        if verdict.bias == NOT_BIASED:
+            return self.mirror is not None and self.mirror <= OVERRULING_MIRROR
+        return verdict.bias == CANNOT_TELL and self.mirrored()
 
     def carries(self, verdict: Verdict) -> bool:
         """Whether a repair under this verdict is worth its risk."""
-        if verdict.mirror is None or self.recovered is None or not self.mirrored():
+        if verdict.mirror is None or self.mirror is None or self.recovered is None or not self.mirrored():
             return False
-        together = self.recovered >= LEAST_RECOVERED and self.recovered - verdict.mirror >= LEAST_TOGETHER
-        return together and (self.gained is None or self.gained >= LEAST_GAINED)
+        if self.plainly_shared():
+            recovers = self.recovered >= LEAST_RECOVERED_SHARED
+        else:
+            recovers = self.recovered >= LEAST_RECOVERED and self.recovered - verdict.mirror >= LEAST_TOGETHER
+        least = 0.0 if self.mirror <= CLEAR_MIRROR else LEAST_GAINED
+        return recovers and (self.gained is None or self.gained >= least)
 
 
 def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, classes: int) -> Evidence:
@@ -240,7 +260,7 @@ def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, 
         groups = labels * classes + new.attributes
         before = worst_quarter(predict(drawn.features, *base) == labels, groups)
         gained = worst_quarter(new.right, groups) - before
-    return Evidence(completed.mirror, recovered, gained)
+    return Evidence(completed.mirror, recovered, gained, new.shared)
 
 
 def retrain(
@@ -266,14 +286,14 @@ def retrain(
         seed: of the folds.
     """
     scaling = moments(features)
-    attributes, naming = pseudo_attributes(
+    named = pseudo_attributes(
         features, labels, nearest, classes=classes, scaling=scaling, seed=seed, progress=progress
     )  # fmt: skip
     new = group_balanced(
-        features, labels, attributes,
+        features, labels, named.attributes,
         classes=classes, scaling=scaling, regularization=regularization, rarity=RARITY, seed=seed, progress=progress,
     )  # fmt: skip
-    return replace(new, naming=naming)
+    return replace(new, naming=named.naming, shared=named.shared)
 
 
 def group_balanced(

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 # Of a cross-validation.
 FOLDS = 5
+# How much more the rarer class x pseudo-attribute cells weigh: k samples weigh k^-RARITY together. A head separates the
+# few that it has seen and not the next ones like them; Cao et al. (NeurIPS 2019, section 3.1) ask of a class of k samples a
+# margin that goes with k^-1/4.
+RARITY = 0.25
 # A cell of fewer samples weighs less than the others, in proportion: one odd sample must not weigh as much as a class.
 LEAST_CELL = 4
 

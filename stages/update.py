@@ -147,10 +147,10 @@ def unfold(weight: "Tensor", bias: "Tensor", scale: "Tensor", shift: "Tensor") -
     return on_map.to(torch.float32), on_map_bias.to(torch.float32)
 
 
-def _recovered(repaired: Repaired) -> float | None:
-    if repaired.evidence is None or repaired.evidence.recovered is None:
-        return None
-    return round(repaired.evidence.recovered, 6)
+def _evidence(repaired: Repaired) -> dict[str, float | None]:
+    """What speaks for the repair, rounded for the summary."""
+    found = {name: getattr(repaired.evidence, name) for name in ("recovered", "gained", "shared")}
+    return {name: None if value is None else round(value, 6) for name, value in found.items()}
 
 
 def run(
@@ -183,7 +183,8 @@ def run(
 
     Returns:
         A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`; of solver "auto"
-        `verdict`, `mirror`, `recovered`, `pseudo_minority` and `penalty` too, None where they were not needed.
+        `verdict`, `mirror`, `recovered`, `gained`, `shared`, `pseudo_minority` and `penalty` too, None where they were not
+        needed.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;
@@ -229,7 +230,7 @@ def run(
             extra = {
                 "verdict": repaired.verdict.bias,
                 "mirror": repaired.verdict.mirror,
-                "recovered": _recovered(repaired),
+                **_evidence(repaired),
                 "pseudo_minority": None if attributes is None else distributed.count(int((attributes != labels).sum())),
                 "penalty": again.penalty if again is not None else None,
             }

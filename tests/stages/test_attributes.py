@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.attributes import SHRINKAGE, _dragged, _log_shares, _Mixture, pseudo_attributes
+from stages.attributes import SHRINKAGE, _aligned, _dragged, _log_shares, _Mixture, pseudo_attributes
 from stages.identify import identify
 from stages.logistic import FOLDS, folds, moments
 from tests.stages.test_auto import spurious
@@ -11,7 +11,7 @@ from tests.stages.test_auto import spurious
 
 def found(features: torch.Tensor, labels: torch.Tensor, classes: int = 2) -> torch.Tensor:
     nearest = identify(features, labels, classes=classes).nearest
-    return pseudo_attributes(features, labels, nearest, classes=classes, scaling=moments(features))[0]
+    return pseudo_attributes(features, labels, nearest, classes=classes, scaling=moments(features)).attributes
 
 
 def shares(guess: torch.Tensor, labels: torch.Tensor, attributes: torch.Tensor) -> tuple[float, float]:
@@ -44,7 +44,7 @@ def test_classes_learn_a_shift_from_one_another() -> None:
     features, labels, attributes = spurious(3000, bias=0.95, classes=3)
     nearest = identify(features, labels, classes=3).nearest
     nearest[labels == 0] = 0
-    guess = pseudo_attributes(features, labels, nearest, classes=3, scaling=moments(features))[0]
+    guess = pseudo_attributes(features, labels, nearest, classes=3, scaling=moments(features)).attributes
     own = labels == 0
     recall, _ = shares(guess[own], labels[own], attributes[own])
     assert recall > 0.9
@@ -54,7 +54,8 @@ def test_names_other_samples_as_those_it_has_seen() -> None:
     for bias in (0.9, 0.7):
         features, labels, _ = spurious(3000, bias=bias)
         nearest = identify(features, labels).nearest
-        guess, naming = pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))
+        named = pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))
+        guess, naming = named.attributes, named.naming
         assert float((naming.names(features, labels) == guess).double().mean()) > 0.97
         fresh, classes, attributes = spurious(3000, bias=bias, seed=3)
         assert min(shares(naming.names(fresh, classes), classes, attributes)) > 0.85
@@ -65,7 +66,7 @@ def test_a_sample_has_no_say_in_its_own_name() -> None:
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(200, 400, generator=generator), torch.arange(200) % 2
     started = torch.where(torch.rand(200, generator=generator) < 0.1, 1 - labels, labels)
-    guess = pseudo_attributes(features, labels, started, classes=2, scaling=moments(features))[0]
+    guess = pseudo_attributes(features, labels, started, classes=2, scaling=moments(features)).attributes
     both = (started != labels) & (guess != labels)
     assert int(both.sum()) < 0.5 * int((started != labels).sum())
 
@@ -100,7 +101,7 @@ def test_transfer_tells_a_shared_shift_from_a_cluster_of_one_class(classes: int)
 
 
 def test_transfer_of_two_classes_by_hand() -> None:
-    """Class 0's place under the other's attribute is its own moved by what class 1's minority shows, and the other way round."""
+    """Class 0's place under the other's attribute is its own moved by what class 1's minority shows, and vice versa."""
     features, labels, attributes = spurious(400, bias=0.8)
     scaling = moments(features)
     mixture = _Mixture.of(features, labels, 2, scaling, 0)
@@ -123,6 +124,18 @@ def test_transfer_of_two_classes_by_hand() -> None:
     assert mixture.transfer(attributes) == pytest.approx(float(torch.cat(gains).mean()), abs=1e-3)
 
 
+def test_a_head_repaired_with_the_wrong_names_errs_on_the_minority() -> None:
+    """A second attribute, rarer than the spurious one: a head that is freed of it leans on the other."""
+    features, labels, attributes = spurious(3000, bias=0.95)
+    features[:, 10:12] -= 2.0 * torch.nn.functional.one_hot(labels, 2)
+    decoy = torch.where(torch.rand(3000, generator=torch.Generator().manual_seed(5)) < 0.98, labels, 1 - labels)
+    features[torch.arange(3000), 20 + decoy] += 4.0
+    mixture = _Mixture.of(features, labels, 2, moments(features), 0)
+    wrong, right = (shares(mixture.mistaken(names), labels, attributes) for names in (decoy, attributes))
+    assert wrong[0] > 0.8 and wrong[1] > 0.25
+    assert right[0] < 0.4
+
+
 def test_a_tenth_of_each_class_is_dragged_to_the_closest_other_centroid() -> None:
     features = torch.cat([torch.arange(20.0), 100 + torch.arange(30.0), 300 + torch.arange(10.0)]).unsqueeze(1)
     labels = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 30, 10]))
@@ -141,6 +154,19 @@ def test_the_spread_is_the_classes_covariance_shrunk_to_its_diagonal() -> None:
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.diag(covariance.diagonal())
     precision = _Mixture.of(features, labels, 3, scaling, 0).precision
     torch.testing.assert_close(precision.double() @ shrunk, torch.eye(40).double(), atol=1e-4, rtol=0)
+
+
+def test_names_are_exchanged_until_most_samples_have_their_own() -> None:
+    labels = torch.arange(4).repeat_interleave(10)
+    attributes = torch.tensor([2, 0, 3, 1])[labels]
+    attributes[::10] = labels[::10]
+    aligned = _aligned(attributes, labels, 4)
+    assert int((aligned == labels).sum()) == 36
+    # The same groups: one new name for each old one.
+    assert len({*zip(attributes.tolist(), aligned.tolist(), strict=True)}) == 4
+    few = labels.clone()
+    few[:4] = 1
+    torch.testing.assert_close(_aligned(few, labels, 4), few)
 
 
 def test_log_shares_by_hand() -> None:
