@@ -26,7 +26,7 @@ import torch
 from benchmarks.pools import POOLS, REPOSITORY, Pool
 from benchmarks.sets import Drawn, FeatureSet, draw
 from stages import baselines
-from stages.auto import group_balanced, repair, retrain
+from stages.auto import Evidence, group_balanced, repair, retrain
 from stages.identify import identify
 from stages.logistic import RARITY, fit, folds, held_out, moments
 from stages.passes import predict
@@ -116,8 +116,10 @@ def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
     new = repaired.retrained or retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, seed=seed)
     minority, said = drawn.attributes % classes != y, new.attributes != y
     hits = int((minority & said & (new.attributes == drawn.attributes % classes)).sum())
+    # Without a word where the verdict alone has decided.
+    evidence = repaired.evidence or Evidence(None, None, None, None)
     return {
-        "verdict": repaired.verdict.bias, "verdict_mirror": repaired.verdict.mirror, **vars(repaired.evidence),
+        "verdict": repaired.verdict.bias, "verdict_mirror": repaired.verdict.mirror, **vars(evidence),
         "kept": repaired.kept, "seconds": round(seconds, 2),
         "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),
         "forced": drawn.worst_group(new.weight, new.bias),

@@ -36,8 +36,6 @@ PLAINLY_SHARED = 4.0
 MOST_MIRROR_SHARED = -0.3
 LEAST_RECOVERED_SHARED = 0.1
 CLEAR_MIRROR = -0.85
-# The completed minority's mirror that overrules a verdict of "not biased".
-OVERRULING_MIRROR = -0.65
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
 SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
@@ -72,10 +70,10 @@ class Repaired:
 
     Attributes:
         weight, bias: the head to use, the new or the base one.
-        verdict: of `identify`, or of the second look where that sees a bias which the first has missed.
+        verdict: of `identify`, or of the second look where that could not tell.
         retrained: None where the verdict alone has decided.
         kept: why the base head is kept, in words; None where it is not.
-        evidence: what decides beside the verdict.
+        evidence: what decides beside the verdict; None where the verdict alone has decided.
     """
 
     weight: "Tensor"
@@ -83,7 +81,7 @@ class Repaired:
     verdict: Verdict
     retrained: Retrained | None
     kept: str | None
-    evidence: "Evidence"
+    evidence: "Evidence | None"
 
 
 def repair(
@@ -120,6 +118,8 @@ def repair(
     verdict = assess(features, labels, found, base, progress=progress)
     # What there is to fall back on.
     kept = None if force else base
+    if kept is not None and verdict.bias == NOT_BIASED:
+        return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None)
     drawn = draw(features, labels, found.nearest, seed=seed)
     if regularization is not None:
         # C counts samples: the same strength, on as many as were drawn.
@@ -130,9 +130,9 @@ def repair(
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
         evidence = weigh(drawn, new, base, classes=classes)
-    if evidence.overrules(verdict):
+    if verdict.bias == CANNOT_TELL and evidence.mirrored():
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
-    if kept is not None and verdict.bias != BIASED:
+    if kept is not None and verdict.bias == CANNOT_TELL:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", evidence)
     new = _for_all(features, labels, found.nearest, drawn, new)
     if kept is not None and not evidence.carries(verdict):
@@ -229,12 +229,6 @@ class Evidence:
     def mirrored(self) -> bool:
         """Whether the completed minority is plainly a spurious attribute's."""
         return self.mirror is not None and (self.mirror <= MOST_MIRROR or self.plainly_shared())
-
-    def overrules(self, verdict: Verdict) -> bool:
-        """Whether the completed minority shows a bias that the verdict has missed."""
-        if verdict.bias == NOT_BIASED:
-            return self.mirror is not None and self.mirror <= OVERRULING_MIRROR
-        return verdict.bias == CANNOT_TELL and self.mirrored()
 
     def carries(self, verdict: Verdict) -> bool:
         """Whether a repair under this verdict is worth its risk."""

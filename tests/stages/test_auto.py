@@ -238,7 +238,7 @@ def test_the_chain(nsf: Callable[..., Done]) -> None:
 
 @pytest.mark.usefixtures("files")
 def test_kept_aloud_and_forced(nsf: Callable[..., Done]) -> None:
-    features, labels, _ = spurious(300, bias=0.99)
+    features, labels, _ = spurious(200, bias=0.99)
     save_file({"features": features, "labels": labels}, "artifacts/features/val.safetensors")
     for stage in ("identify", "neutralize", "eliminate"):
         assert nsf(stage).code == 0
