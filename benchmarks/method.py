@@ -171,7 +171,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="write the tables and curves of docs/method.md, measure nothing")
     parser.add_argument("--auto", action="store_true", help="measure solver auto anew in the lines that there are, no more")
-    parser.add_argument("--role", choices=("report", "tune", "all"), default="report", help="which pools")
+    parser.add_argument("--role", choices=("report", "fresh", "tune", "all"), default="report", help="which pools")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)

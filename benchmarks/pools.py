@@ -41,7 +41,8 @@ class Pool:
 
     Attributes:
         name: of the cached folder, and in tables.
-        role: "tune" for pools that rules and constants may be chosen on, "report" for those that results are told of.
+        role: "tune" for pools that rules and constants may be chosen on, "report" for those that results are told of,
+            "fresh" for those that were made when all was chosen.
         kind: "resnet18" (Dominoes, trained from scratch), "efficientnet" (Dominoes, a linear head trained on frozen
             ImageNet features) or "minilm" (sentences, fine-tuned).
         bias: share of each class's training samples whose attribute agrees with the class.
@@ -152,6 +153,17 @@ POOLS: tuple[Pool, ...] = (
     Pool("lite-coat-dress-95", "tune", "efficientnet", 0.95, ("coat", "dress"), (2, 5), 0, 3000, 4000, 2000),
     Pool("lite-pullover-coat-95", "tune", "efficientnet", 0.95, ("pullover", "coat"), (1, 6), 4, 3000, 4000, 2000),
     Pool("lite-shirt-pullover-95", "report", "efficientnet", 0.95, ("shirt", "pullover"), (0, 8), 1, 3000, 4000, 2000),
+    # Made after every constant was set, and looked at once.
+    _pair("pullover-dress-97", "fresh", 0.97, ("pullover", "dress"), (0, 9), 5),
+    _pair("shirt-dress-95", "fresh", 0.95, ("shirt", "dress"), (4, 6), 5),
+    _pair("coat-tshirt-99", "fresh", 0.99, ("coat", "t-shirt"), (1, 3), 5),
+    _pair("tshirt-dress-50", "fresh", 0.50, ("t-shirt", "dress"), (2, 5), 5),
+    _pair("four-96", "fresh", 0.96, ("t-shirt", "shirt", "sandal", "bag"), (1, 4, 7, 8), 5, **FOUR),
+    Pool("product-movie-95", "fresh", "minilm", 0.95, ("positive", "negative"), ("product", "movie"), 5, 1000, 1600, 400),
+    Pool(
+        "editorial-tweet-50", "fresh", "minilm", 0.50, ("positive", "negative"), ("editorial", "tweet"),
+        5, 1000, 1600, 400,
+    ),
     # Two attributes at once.
     _pair("two-attributes-97", "report", 0.97, ("coat", "dress"), (0, 1), 3, second=True),
 )  # fmt: skip

@@ -36,6 +36,8 @@ PLAINLY_SHARED = 4.0
 MOST_MIRROR_SHARED = -0.3
 LEAST_RECOVERED_SHARED = 0.1
 CLEAR_MIRROR = -0.85
+# The completed minority's mirror from which on it speaks for a verdict that could not tell.
+TELLING_MIRROR = -0.6
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
 SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
@@ -130,7 +132,7 @@ def repair(
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
         evidence = weigh(drawn, new, base, classes=classes)
-    if verdict.bias == CANNOT_TELL and evidence.mirrored():
+    if verdict.bias == CANNOT_TELL and evidence.tells():
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
     if kept is not None and verdict.bias == CANNOT_TELL:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", evidence)
@@ -226,9 +228,13 @@ class Evidence:
         found = self.mirror is not None and self.mirror <= MOST_MIRROR_SHARED
         return found and self.shared is not None and self.shared >= PLAINLY_SHARED
 
-    def mirrored(self) -> bool:
-        """Whether the completed minority is plainly a spurious attribute's."""
-        return self.mirror is not None and (self.mirror <= MOST_MIRROR or self.plainly_shared())
+    def mirrored(self, most: float = MOST_MIRROR) -> bool:
+        """Whether the completed minority is a spurious attribute's."""
+        return self.mirror is not None and (self.mirror <= most or self.plainly_shared())
+
+    def tells(self) -> bool:
+        """Whether the completed minority is so plainly a spurious attribute's that there is a bias."""
+        return self.mirrored(TELLING_MIRROR)
 
     def carries(self, verdict: Verdict) -> bool:
         """Whether a repair under this verdict is worth its risk."""
