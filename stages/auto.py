@@ -38,6 +38,8 @@ LEAST_RECOVERED_SHARED = 0.1
 CLEAR_MIRROR = -0.85
 # The completed minority's mirror from which on it speaks for a verdict that could not tell.
 TELLING_MIRROR = -0.6
+# A head that is so much better at the classes needs no other evidence: the base head errs on what is plentiful here.
+PLAINLY_BETTER = 0.1
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
 SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
@@ -216,12 +218,14 @@ class Evidence:
             do no more than trade one for the other, as with flipped labels or classes that look alike.
         gained: accuracy of the worst quarter of pseudo-groups, out of fold, less the base head's; None without a base head.
         shared: see `attributes.Named`.
+        better: class-balanced accuracy, out of fold, less the base head's; None without a base head.
     """
 
     mirror: float | None
     recovered: float | None
     gained: float | None
     shared: float | None
+    better: float | None
 
     def plainly_shared(self) -> bool:
         """Whether one class's minority tells where another's lies."""
@@ -232,12 +236,18 @@ class Evidence:
         """Whether the completed minority is a spurious attribute's."""
         return self.mirror is not None and (self.mirror <= most or self.plainly_shared())
 
+    def plainly_better(self) -> bool:
+        """Whether the new head is so much better at the classes that the base head must rely on something else."""
+        return self.better is not None and self.better >= PLAINLY_BETTER
+
     def tells(self) -> bool:
-        """Whether the completed minority is so plainly a spurious attribute's that there is a bias."""
-        return self.mirrored(TELLING_MIRROR)
+        """Whether there is a bias, though the verdict could not tell."""
+        return self.plainly_better() or self.mirrored(TELLING_MIRROR)
 
     def carries(self, verdict: Verdict) -> bool:
         """Whether a repair under this verdict is worth its risk."""
+        if self.plainly_better():
+            return True
         if verdict.mirror is None or self.mirror is None or self.recovered is None or not self.mirrored():
             return False
         if self.plainly_shared():
@@ -253,14 +263,16 @@ def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, 
     labels, minority = drawn.labels, new.attributes != drawn.labels
     centroids = group_means(drawn.features, labels, classes)
     completed = assess(drawn.features, labels, Identified(centroids, new.attributes, minority))
-    recovered = gained = None
+    recovered = gained = better = None
     if bool(minority.any()) and not bool(minority.all()):
         recovered = float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
     if base is not None:
         groups = labels * classes + new.attributes
-        before = worst_quarter(predict(drawn.features, *base) == labels, groups)
-        gained = worst_quarter(new.right, groups) - before
-    return Evidence(completed.mirror, recovered, gained, new.shared)
+        before = predict(drawn.features, *base) == labels
+        gained = worst_quarter(new.right, groups) - worst_quarter(before, groups)
+        weights = balanced(labels, classes).double()
+        better = float(weights[new.right].sum() - weights[before].sum())
+    return Evidence(completed.mirror, recovered, gained, new.shared, better)
 
 
 def retrain(

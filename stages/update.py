@@ -149,7 +149,7 @@ def unfold(weight: "Tensor", bias: "Tensor", scale: "Tensor", shift: "Tensor") -
 
 def _evidence(repaired: Repaired) -> dict[str, float | None]:
     """What speaks for the repair, rounded for the summary."""
-    found = {name: getattr(repaired.evidence, name, None) for name in ("recovered", "gained", "shared")}
+    found = {name: getattr(repaired.evidence, name, None) for name in ("recovered", "gained", "shared", "better")}
     return {name: None if value is None else round(value, 6) for name, value in found.items()}
 
 
@@ -183,8 +183,8 @@ def run(
 
     Returns:
         A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`; of solver "auto"
-        `verdict`, `mirror`, `recovered`, `gained`, `shared`, `pseudo_minority` and `penalty` too, None where they were not
-        needed.
+        `verdict`, `mirror`, `recovered`, `gained`, `shared`, `better`, `pseudo_minority` and `penalty` too, None where they
+        were not needed.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;

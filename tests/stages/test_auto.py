@@ -1,6 +1,7 @@
 """update.solver auto: the new head, the verdict, and when the base head is kept; on planted features."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.artifacts import read
-from stages.auto import group_balanced, repair, retrain, worst_quarter
-from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, assess, identify
+from stages.auto import Draw, Evidence, group_balanced, repair, retrain, weigh, worst_quarter
+from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict, assess, identify
 from stages.logistic import moments
 from stages.passes import predict
 from tests.conftest import Done
@@ -104,6 +105,40 @@ def test_a_second_look_at_what_identify_cannot_tell() -> None:
     done = repair(features, labels, base)
     assert done.verdict.bias == BIASED and done.kept is None
     assert worst_group((done.weight, done.bias)) > worst_group(base) + 0.3
+
+
+def test_a_head_that_is_plainly_better_is_carried() -> None:
+    """An even validation split: the base head errs on half of it, and a new one need not show where the bias lies."""
+    features, labels, attributes = spurious(2000, bias=0.5)
+    base = (biased_head()[0] * torch.tensor([1.0] * 10 + [0.0] * (WIDTH - 10)), torch.zeros(2))
+    drawn = Draw(features, labels, labels, torch.arange(2000), torch.arange(2000), 2000)
+    new = group_balanced(features, labels, attributes, classes=2, scaling=moments(features))
+    evidence = weigh(drawn, new, base, classes=2)
+    right = predict(features, *base) == labels
+    gains = [float(new.right[labels == y].double().mean() - right[labels == y].double().mean()) for y in (0, 1)]
+    assert evidence.better == pytest.approx(sum(gains) / 2, abs=1e-6) and evidence.better > 0.3
+    told = Verdict(CANNOT_TELL, None, [])
+    assert evidence.tells() and evidence.carries(told)
+    nothing = replace(evidence, mirror=None, better=0.05)
+    assert not nothing.tells() and not nothing.carries(told)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "carried"),
+    [
+        (Evidence(-0.7, 0.6, 0.2, -1.0, 0.0), True),
+        (Evidence(-0.4, 0.6, 0.2, -1.0, 0.0), False),  # hardly a mirror
+        (Evidence(-0.7, 0.4, 0.2, -1.0, 0.0), False),  # little recovered
+        (Evidence(-0.7, 0.6, 0.05, -1.0, 0.0), False),  # little gained,
+        (Evidence(-0.9, 0.6, 0.05, -1.0, 0.0), True),  # but the clearest of mirrors
+        (Evidence(-0.4, 0.2, 0.2, 5.0, 0.0), True),  # one class's minority tells where the other's lies,
+        (Evidence(-0.2, 0.2, 0.2, 5.0, 0.0), False),  # as flipped labels' does
+        (Evidence(None, 0.6, 0.2, 5.0, 0.0), False),
+        (Evidence(-0.7, 0.6, None, None, None), True),  # without a base head
+    ],
+)
+def test_what_carries_a_repair(evidence: Evidence, carried: bool) -> None:
+    assert evidence.carries(Verdict(BIASED, -0.4, [])) == carried
 
 
 def test_without_a_head_there_is_nothing_to_keep() -> None:
