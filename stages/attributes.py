@@ -28,6 +28,11 @@ RIDGE = 1e-6
 # The share of samples drawn to another class from which on a classifier of the names takes the model's place: the means of
 # classes then lie between the attributes and tell them apart badly, and it has enough to learn from.
 PLENTY = 0.1
+# Of that classifier: its penalty, its rounds at most, and how much the class's own shares of the names count in the last
+# round. None finds more of the minority, all of it is more precise; half the log-odds.
+PENALTY = 0.3
+CLASSIFIER_ROUNDS = 6
+PRIOR = 0.5
 # Rounds start, among others, from this share of each class, those that lie the nearest to another class's centroid: where
 # classes are far apart, the nearest centroid itself draws next to nothing away.
 DRAGGED = 0.1
@@ -41,11 +46,6 @@ REPAIRS = 3
 REPAIR_PENALTY = 3.0
 # Classes are held out one by one up to this many, then in as many groups.
 CLASS_GROUPS = 10
-# Of that classifier: its penalty, its rounds at most, and how much the class's own shares of the names count in the last
-# round. None finds more of the minority, all of it is more precise; half the log-odds.
-PENALTY = 0.3
-CLASSIFIER_ROUNDS = 6
-PRIOR = 0.5
 
 
 @dataclass(frozen=True)
