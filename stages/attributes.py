@@ -117,7 +117,7 @@ def _searched(
     """The candidate of most merit."""
     labels = mixture.labels
     # The nearest centroid's word, and nobody's: from there, c and s are half of each class's mean.
-    starts = (nearest, labels, _dragged(mixture.features, labels, mixture.classes))
+    starts = (nearest, labels, _dragged(mixture.features, labels, mixture.centroids))
     # Where most of the minority lies near its own centroid, at times only a classifier gets there from the few that do not.
     found = [*(mixture.settle(start, progress) for start in starts), classified]
     merit, best = max(((mixture.merit(names), (names, naming)) for names, naming in found), key=lambda one: one[0])
@@ -130,11 +130,10 @@ def _searched(
     return best
 
 
-def _dragged(features: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
+def _dragged(features: "Tensor", labels: "Tensor", centroids: "Tensor") -> "Tensor":
     """A name (n,) for each sample: its own class's but for DRAGGED of each class, which lie toward another's centroid."""
     import torch
 
-    centroids = group_means(features, labels, classes)
     names, margin = labels.clone(), torch.empty(len(labels), device=labels.device)
     for rows, members, name, out in blocks(features, labels, names, margin):
         distance = torch.cdist(rows, centroids)
@@ -143,7 +142,7 @@ def _dragged(features: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
         out.copy_(other - own)
         name.copy_(closest)
     kept = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-    for index in range(classes):
+    for index in range(len(centroids)):
         members = (labels == index).nonzero().flatten()
         kept[members[margin[members].argsort(stable=True)[: round(DRAGGED * len(members))]]] = False
     return torch.where(kept, labels, names)
@@ -156,7 +155,7 @@ class _Mixture:
     Attributes:
         precision: (d, d) float32, the inverse of the covariance around the classes' means, shrunk. Around c_y + s_a it would
             be smaller, and biased: a sample would pull it toward its own name.
-        means: (C, d) float32, of each class's z.
+        centroids: (C, d) float32, of the features as they are.
     """
 
     features: "Tensor"
@@ -165,13 +164,14 @@ class _Mixture:
     scaling: Moments
     seed: int
     precision: "Tensor"
-    means: "Tensor"
+    centroids: "Tensor"
 
     @classmethod
     def of(cls, features: "Tensor", labels: "Tensor", classes: int, scaling: Moments, seed: int) -> "_Mixture":
         import torch
 
-        means = (group_means(features, labels, classes) - scaling.mean) / scaling.deviation
+        centroids = group_means(features, labels, classes)
+        means = (centroids - scaling.mean) / scaling.deviation
         covariance = torch.zeros(features.shape[1], features.shape[1], device=features.device)
         for rows, members in blocks(features, labels):
             # In place, as below: of wide features each block and each (d, d) counts.
@@ -182,7 +182,7 @@ class _Mixture:
         covariance *= (1 - SHRINKAGE) / len(labels)
         covariance.diagonal().add_(SHRINKAGE * own)
         torch.linalg.cholesky(covariance.mT, out=covariance.mT)
-        return cls(features, labels, classes, scaling, seed, torch.cholesky_inverse(covariance.mT), means)
+        return cls(features, labels, classes, scaling, seed, torch.cholesky_inverse(covariance.mT), centroids)
 
     def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", Naming]:
         """Rounds until names stay: the names (n,) and the last naming."""
@@ -202,8 +202,7 @@ class _Mixture:
 
         A cluster that some class happens to have makes its features likelier too; no other class's shift explains it.
         """
-        centroids = self.means * self.scaling.deviation + self.scaling.mean
-        found = Identified(centroids.float(), attributes, attributes != self.labels)
+        found = Identified(self.centroids, attributes, attributes != self.labels)
         mirror = assess(self.features, self.labels, found).mirror or 0.0
         mirrored = -max(PLAIN_MIRROR, min(0.0, mirror))
         return self.likelihood(attributes) + TRANSFER * min(0.0, self.transfer(attributes)) + MIRROR * mirrored
@@ -214,15 +213,12 @@ class _Mixture:
 
         groups = min(self.classes, CLASS_GROUPS)
         part = self.labels % groups
-        own, moments = self._equations(attributes, part, groups)
-        normal = own.sum(dim=0, keepdim=True) - own
-        shift = torch.linalg.solve(normal, moments.sum(dim=0, keepdim=True) - moments)[:, self.classes :]
-        counts = torch.bincount(self.labels * self.classes + attributes, minlength=self.classes**2)
-        shares = counts.view(self.classes, self.classes).double()
-        sizes = shares.sum(dim=1, keepdim=True)
-        means = self.means.double()
+        _, shift = self._told_by_others(attributes, part, groups)
+        counts = _counts(self.labels, attributes, self.classes).double()
+        sizes = counts.sum(dim=1, keepdim=True)
+        means = ((self.centroids - self.scaling.mean) / self.scaling.deviation).double()
         # c_y puts the class's own mean where it is, whatever its names.
-        place = means - torch.einsum("ya,gad->gyd", shares / sizes, shift)
+        place = means - torch.einsum("ya,gad->gyd", counts / sizes, shift)
         added, alone, _, _ = self._scores(place, shift, part, _log_shares(self.labels, attributes, self.classes))
         without = (sizes.flatten() / len(self.labels)) @ ((means.float() @ self.precision).double() * means).sum(dim=1) / 2
         return float((torch.logsumexp(added, dim=1) + alone).mean() - without)
@@ -249,11 +245,7 @@ class _Mixture:
         import torch
 
         fold = folds(len(self.labels), self.seed * (ROUNDS + 2) + number).to(self.labels.device)
-        own, moments = self._equations(attributes, fold, FOLDS)
-        # Each fold's samples are named by what the others say.
-        normal = own.sum(dim=0, keepdim=True) - own
-        places = torch.linalg.solve(normal, moments.sum(dim=0, keepdim=True) - moments)
-        place, shift = places[:, : self.classes], places[:, self.classes :]
+        place, shift = self._told_by_others(attributes, fold, FOLDS)
         log_shares = _log_shares(self.labels, attributes, self.classes)
         added, alone, weight, levels = self._scores(place, shift, fold, log_shares)
         likely = float((torch.logsumexp(added, dim=1) + alone).mean())
@@ -274,7 +266,7 @@ class _Mixture:
         """
         import torch
 
-        by_shift, by_place = ((part.float() @ self.precision).double() for part in (shift, place))
+        by_shift, by_place = ((where.float() @ self.precision).double() for where in (shift, place))
         offsets = -(place @ by_shift.mT) - (shift * by_shift).sum(dim=2).unsqueeze(1) / 2
         weight = torch.cat([by_shift, by_place], dim=1) / self.scaling.deviation
         bias = -(weight @ self.scaling.mean.to(torch.float64))
@@ -283,6 +275,15 @@ class _Mixture:
         alone = scores[:, self.classes :].gather(1, self.labels.unsqueeze(1)).squeeze(1)
         alone = alone - ((place * by_place).sum(dim=2) / 2)[part, self.labels]
         return added, alone, weight[:, : self.classes], offsets + bias[:, : self.classes].unsqueeze(1)
+
+    def _told_by_others(self, attributes: "Tensor", part: "Tensor", count: int) -> tuple["Tensor", "Tensor"]:
+        """c and s, (P, C, d) float64 each, as the samples of all other parts give them."""
+        import torch
+
+        own, moments = self._equations(attributes, part, count)
+        normal = own.sum(dim=0, keepdim=True) - own
+        places = torch.linalg.solve(normal, moments.sum(dim=0, keepdim=True) - moments)
+        return places[:, : self.classes], places[:, self.classes :]
 
     def _equations(self, attributes: "Tensor", part: "Tensor", count: int) -> tuple["Tensor", "Tensor"]:
         """The normal equations of z = c_y + s_a over each part of the samples: (P, 2 C, 2 C), (P, 2 C, d) float64."""
@@ -341,7 +342,7 @@ def _aligned(attributes: "Tensor", labels: "Tensor", classes: int) -> "Tensor":
     """
     import torch
 
-    counts = torch.bincount(labels * classes + attributes, minlength=classes * classes).view(classes, classes).cpu()
+    counts = _counts(labels, attributes, classes).cpu()
     names = torch.arange(classes)
     while True:
         own = counts.diagonal()
@@ -363,7 +364,12 @@ def _settled(before: "Tensor", now: "Tensor") -> bool:
 
 def _log_shares(labels: "Tensor", attributes: "Tensor", classes: int) -> "Tensor":
     """log of the share of each name in each class, (C, C) float64; half a sample is added to each count."""
+    counts = _counts(labels, attributes, classes) + 0.5
+    return (counts / counts.sum(dim=1, keepdim=True)).double().log()
+
+
+def _counts(labels: "Tensor", attributes: "Tensor", classes: int) -> "Tensor":
+    """How many samples of each class carry each name, (C, C) int64."""
     import torch
 
-    counts = torch.bincount(labels * classes + attributes, minlength=classes * classes).view(classes, classes) + 0.5
-    return (counts / counts.sum(dim=1, keepdim=True)).double().log()
+    return torch.bincount(labels * classes + attributes, minlength=classes * classes).view(classes, classes)

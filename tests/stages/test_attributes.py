@@ -6,6 +6,7 @@ import torch
 from stages.attributes import SHRINKAGE, _aligned, _dragged, _log_shares, _Mixture, pseudo_attributes
 from stages.identify import identify
 from stages.logistic import FOLDS, folds, moments
+from stages.passes import group_means
 from tests.stages.test_auto import spurious
 
 
@@ -139,7 +140,7 @@ def test_a_head_repaired_with_the_wrong_names_errs_on_the_minority() -> None:
 def test_a_tenth_of_each_class_is_dragged_to_the_closest_other_centroid() -> None:
     features = torch.cat([torch.arange(20.0), 100 + torch.arange(30.0), 300 + torch.arange(10.0)]).unsqueeze(1)
     labels = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 30, 10]))
-    names = _dragged(features, labels, 3)
+    names = _dragged(features, labels, group_means(features, labels, 3))
     expected = labels.clone()
     expected[[18, 19]], expected[[20, 21, 22]], expected[50] = 1, 0, 1
     torch.testing.assert_close(names, expected)
