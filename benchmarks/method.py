@@ -1,11 +1,12 @@
 """How well `update.solver: auto` does on real features: the tables of docs/method.md.
 
     python -m benchmarks.method              # the pools of role report: an hour of CPU, once `benchmarks.pools` are made
+    python -m benchmarks.method --role fresh # those that were made last, and in no choice but one; others' lines stay
     python -m benchmarks.method --auto       # measure solver auto anew and leave the rest: a quarter of an hour
     python -m benchmarks.method --docs       # write what was measured into docs/method.md, tables and curves
 
-Constants of `stages.identify`, `stages.attributes` and `stages.auto` were chosen on the pools of role "tune", save for one
-(docs/method.md says which); the tables tell both roles apart. Group labels are read for scoring and by the oracles: "oracle"
+Constants of `stages.identify`, `stages.attributes` and `stages.auto` were chosen on the pools of role "tune", save for some
+(docs/method.md says which); the tables tell roles apart. Group labels are read for scoring and by the oracles: "oracle"
 is the regression in which every true group weighs the same, "own oracle" that of `auto`, in which rare groups weigh more,
 with the true groups. One JSON line per set in benchmarks/results/method.jsonl.
 """
@@ -15,8 +16,9 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,6 +38,8 @@ BEGIN, END = "<!-- results: written by python -m benchmarks.method --docs -->", 
 RESULTS = REPOSITORY / "benchmarks/results/method.jsonl"
 PUBLISHED = ((10, 500), (350, 110), (1200, 1500))
 SEEDS = (0, 1, 2)
+# In the order of the tables.
+ROLES = ("report", "fresh", "tune")
 # What tells one line from another.
 KEY = ("part", "pool", "val_bias", "size", "noise", "imbalance", "seed")
 # A base head that is this much worse on test samples whose attribute contradicts the class is biased; scoring only.
@@ -77,14 +81,10 @@ def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
     if drawn is None:
         return None
     x, y, classes, base = drawn.features, drawn.labels, drawn.classes, (drawn.weight, drawn.bias)
-    line: dict[str, Any] = {
-        "part": part, "pool": chosen.pool.name, "role": chosen.pool.role, "kind": chosen.pool.kind, "classes": classes,
-        "train_bias": chosen.pool.bias, "val_bias": chosen.bias, "size": len(y), "noise": chosen.noise,
-        "imbalance": chosen.imbalance, "seed": chosen.seed, "gap": _gap(drawn),
-        "minority": int((drawn.attributes % classes != y).sum()),
-        "erm": drawn.worst_group(*base), "erm_mean": drawn.mean(*base),
+    line = _named(part, chosen, drawn) | {
+        "gap": _gap(drawn), "minority": int((drawn.attributes % classes != y).sum()),
+        "erm": drawn.worst_group(*base), "erm_mean": drawn.mean(*base), **_auto(drawn, chosen.seed),
     }  # fmt: skip
-    line |= _auto(drawn, chosen.seed)
     line["last_layer"] = drawn.worst_group(*_last_layer(drawn, chosen.seed))
     scaling = moments(x)
     for name, rarity in (("oracle", 0.0), ("oracle_rare", RARITY)):
@@ -107,6 +107,15 @@ def _drawn(chosen: FeatureSet) -> Drawn | None:
     return None
 
 
+def _named(part: str, chosen: FeatureSet, drawn: Drawn) -> dict[str, Any]:
+    """What a line says of its set."""
+    return {
+        "part": part, "pool": chosen.pool.name, "role": chosen.pool.role, "kind": chosen.pool.kind,
+        "classes": drawn.classes, "train_bias": chosen.pool.bias, "val_bias": chosen.bias, "size": len(drawn.labels),
+        "noise": chosen.noise, "imbalance": chosen.imbalance, "seed": chosen.seed,
+    }  # fmt: skip
+
+
 def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
     """What a line says of solver auto."""
     x, y, classes, base = drawn.features, drawn.labels, drawn.classes, (drawn.weight, drawn.bias)
@@ -127,15 +136,10 @@ def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _auto_alone(job: tuple[str, FeatureSet]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """A set's key among the lines, and what its line says of solver auto."""
-    torch.set_num_threads(1)
-    part, chosen = job
+def measure_auto(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
+    """Of `measure`'s line, what names the set and what is said of solver auto."""
     drawn = _drawn(chosen)
-    if drawn is None:
-        return None
-    key = (part, chosen.pool.name, chosen.bias, len(drawn.labels), chosen.noise, chosen.imbalance, chosen.seed)
-    return key, _rounded(_auto(drawn, chosen.seed))
+    return None if drawn is None else _rounded(_named(part, chosen, drawn) | _auto(drawn, chosen.seed))
 
 
 def _rounded(line: dict[str, Any]) -> dict[str, Any]:
@@ -162,16 +166,27 @@ def _last_layer(drawn: Drawn, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return weight[0], bias[0]
 
 
-def _work(job: tuple[str, FeatureSet]) -> dict[str, Any] | None:
+def _work(measure: Callable[[str, FeatureSet], dict[str, Any] | None], job: tuple[str, FeatureSet]) -> dict[str, Any] | None:
     torch.set_num_threads(1)
     return measure(*job)
+
+
+def _lines(
+    measure: Callable[[str, FeatureSet], dict[str, Any] | None], jobs: Sequence[tuple[str, FeatureSet]], processes: int
+) -> Iterator[dict[str, Any]]:
+    """What `measure` gives for the sets, as it comes."""
+    with multiprocessing.get_context("spawn").Pool(processes) as workers:
+        for done, line in enumerate(workers.imap(partial(_work, measure), jobs, chunksize=3)):
+            sys.stderr.write(f"\r{done + 1} of {len(jobs)} sets")
+            if line is not None:
+                yield line
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="write the tables and curves of docs/method.md, measure nothing")
     parser.add_argument("--auto", action="store_true", help="measure solver auto anew in the lines that there are, no more")
-    parser.add_argument("--role", choices=("report", "fresh", "tune", "all"), default="report", help="which pools")
+    parser.add_argument("--role", choices=(*ROLES, "all"), default="report", help="which pools")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
@@ -180,22 +195,22 @@ def main(arguments: Sequence[str]) -> None:
         (job for job in sets() if given.role in ("all", job[1].pool.role)),
         key=lambda job: (job[1].pool.role, job[1].pool.name),
     )
+    known = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
     if given.auto:
-        known = {tuple(line[key] for key in KEY): line for line in map(json.loads, given.out.read_text().splitlines())}
-        with multiprocessing.get_context("spawn").Pool(given.processes) as workers:
-            for done, found in enumerate(workers.imap(_auto_alone, jobs, chunksize=3)):
-                if found is not None and found[0] in known:
-                    known[found[0]] |= found[1]
-                sys.stderr.write(f"\r{done + 1} of {len(jobs)} sets")
-        given.out.write_text("".join(json.dumps(line) + "\n" for line in known.values()))
+        by_key = {tuple(line[key] for key in KEY): line for line in known}
+        for line in _lines(measure_auto, jobs, given.processes):
+            if (key := tuple(line[name] for name in KEY)) in by_key:
+                by_key[key] |= line
+        given.out.write_text("".join(json.dumps(line) + "\n" for line in known))
     elif not given.docs:
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        with multiprocessing.get_context("spawn").Pool(given.processes) as workers, given.out.open("w") as file:
-            for done, line in enumerate(workers.imap(_work, jobs, chunksize=3)):
-                if line is not None:
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
-                sys.stderr.write(f"\r{done + 1} of {len(jobs)} sets")
+        with given.out.open("w") as file:
+            # Lines of other roles stay.
+            roles = {job[1].pool.role for job in jobs}
+            file.writelines(json.dumps(line) + "\n" for line in known if line["role"] not in roles)
+            for line in _lines(measure, jobs, given.processes):
+                file.write(json.dumps(line) + "\n")
+                file.flush()
     lines = [json.loads(line) for line in given.out.read_text().splitlines()]
     if given.docs:
         text = DOCS.read_text(encoding="utf-8")
@@ -249,7 +264,7 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
     for line in main_lines:
         line["published"] = max(line[f"published {e}/{u}"] for e, u in PUBLISHED)
     columns = ("erm", "published", "last_layer", "auto", "oracle", "oracle_rare")
-    for role in dict.fromkeys(line["role"] for line in main_lines):
+    for role in sorted({line["role"] for line in main_lines}, key=ROLES.index):
         heads = "pool | sets | ERM | published, best of 3 by hindsight | last layer | auto | oracle | own oracle | base kept"
         text += [f"### Pools of role {role}", "", *_head(heads)]
         for name in dict.fromkeys(line["pool"] for line in main_lines if line["role"] == role):
