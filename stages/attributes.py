@@ -7,11 +7,11 @@ that are the same for every class tell an attribute from hard samples, and are l
 dozen samples of a kind are enough. docs/method.md has the measurements.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stages.identify import Identified, assess
-from stages.logistic import FOLDS, RARITY, Moments, balanced, by_own_fold, folds, held_out
+from stages.logistic import FOLDS, LEAST_CELL, RARITY, Moments, balanced, by_own_fold, folds, held_out
 from stages.passes import blocks, group_means, group_sums
 from stages.runtime import Progress, silent
 
@@ -44,6 +44,12 @@ PLAIN_MIRROR = -0.8
 # How often a head is repaired with what was found, so that its errors may lead to a better candidate, and its penalty.
 REPAIRS = 3
 REPAIR_PENALTY = 3.0
+# With more than two classes a candidate is right about some cells and wrong about others, and a head is trained on several
+# at once: rounds from the nearest centroid with this many seeds of the folds, for each of these evennesses (a sample of a
+# class x name cell of k has k^-evenness of a say in c and s: above 0, a cluster that one class happens to have, however
+# many its samples, does not make a name's shift its own).
+SEEDS = 2
+EVENNESSES = (0.0, 0.65)
 # Classes are held out one by one up to this many, then in as many groups.
 CLASS_GROUPS = 10
 
@@ -70,15 +76,26 @@ class Named:
     """Pseudo-attributes.
 
     Attributes:
-        attributes: (n,) int64, the class whose spurious attribute each sample seems to carry.
-        naming: what names other samples so.
+        readings: (K, n) int64, the class whose spurious attribute each sample seems to carry, as K candidates have it.
+        namings: what names other samples as each reading does.
         shared: nats that the features gain for each sample of the minority, given the shifts of other classes alone; far
             above zero where one class's minority tells where another's lies. None without a minority.
     """
 
-    attributes: "Tensor"
-    naming: Naming
+    readings: "Tensor"
+    namings: tuple[Naming, ...]
     shared: float | None
+
+    @property
+    def attributes(self) -> "Tensor":
+        """What most readings say, (n,) int64."""
+        return agreed(self.readings)
+
+
+def agreed(readings: "Tensor") -> "Tensor":
+    """The name (n,) that most of the readings (K, n) give; where as many give one as another, the earlier reading's."""
+    votes = (readings.unsqueeze(0) == readings.unsqueeze(1)).sum(dim=0)
+    return readings.gather(0, votes.argmax(dim=0, keepdim=True)).squeeze(0)
 
 
 def pseudo_attributes(
@@ -103,18 +120,35 @@ def pseudo_attributes(
         scaling: moments of the features.
         seed: of the folds.
     """
-    classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
+    import torch
+
     mixture = _Mixture.of(features, labels, classes, scaling, seed)
     plenty = float((nearest != labels).double().mean()) >= PLENTY
-    attributes, naming = classified if plenty else _searched(mixture, nearest, classified, progress)
+    if classes > 2 and not plenty:
+        found = _several(mixture, nearest, progress)
+    else:
+        classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
+        found = [classified if plenty else _searched(mixture, nearest, classified, progress)]
+    readings = torch.stack([names for names, _ in found])
+    attributes = agreed(readings)
     share = float((attributes != labels).double().mean())
-    return Named(attributes, naming, mixture.transfer(attributes) / share if share else None)
+    shared = mixture.transfer(attributes) / share if share else None
+    return Named(readings, tuple(naming for _, naming in found), shared)
+
+
+def _several(mixture: "_Mixture", nearest: "Tensor", progress: Progress) -> list[tuple["Tensor", Naming]]:
+    """The candidates that a head of more than two classes is trained on."""
+    return [
+        replace(mixture, evenness=evenness, seed=mixture.seed * SEEDS + number).settle(nearest, progress)
+        for number in range(SEEDS)
+        for evenness in EVENNESSES
+    ]
 
 
 def _searched(
     mixture: "_Mixture", nearest: "Tensor", classified: tuple["Tensor", Naming], progress: Progress
 ) -> tuple["Tensor", Naming]:
-    """The candidate of most merit."""
+    """The candidate of most merit, of two classes."""
     labels = mixture.labels
     # The nearest centroid's word, and nobody's: from there, c and s are half of each class's mean.
     starts = (nearest, labels, _dragged(mixture.features, labels, mixture.centroids))
@@ -156,6 +190,7 @@ class _Mixture:
         precision: (d, d) float32, the inverse of the covariance around the classes' means, shrunk. Around c_y + s_a it would
             be smaller, and biased: a sample would pull it toward its own name.
         centroids: (C, d) float32, of the features as they are.
+        evenness: see EVENNESSES.
     """
 
     features: "Tensor"
@@ -165,6 +200,7 @@ class _Mixture:
     seed: int
     precision: "Tensor"
     centroids: "Tensor"
+    evenness: float = 0.0
 
     @classmethod
     def of(cls, features: "Tensor", labels: "Tensor", classes: int, scaling: Moments, seed: int) -> "_Mixture":
@@ -286,15 +322,23 @@ class _Mixture:
         return places[:, : self.classes], places[:, self.classes :]
 
     def _equations(self, attributes: "Tensor", part: "Tensor", count: int) -> tuple["Tensor", "Tensor"]:
-        """The normal equations of z = c_y + s_a over each part of the samples: (P, 2 C, 2 C), (P, 2 C, d) float64."""
+        """The normal equations of z = c_y + s_a over each part of the samples: (P, 2 C, 2 C), (P, 2 C, d) float64.
+
+        A sample counts as its class x name cell's size to the power -evenness says.
+        """
         import torch
 
         classes = self.classes
         cells = (part * classes + self.labels) * classes + attributes
         sizes = torch.bincount(cells, minlength=count * classes * classes).view(count, classes, classes).double()
+        weights = None
+        if self.evenness:
+            each = sizes.sum(dim=0).clamp(min=LEAST_CELL) ** -self.evenness
+            sizes, weights = sizes * each, each[self.labels, attributes]
         parts = []
         for names, numbers in ((self.labels, sizes.sum(dim=2)), (attributes, sizes.sum(dim=1))):
-            sums = group_sums(self.features, part * classes + names, count * classes).view(count, classes, -1)
+            sums = group_sums(self.features, part * classes + names, count * classes, weights=weights)
+            sums = sums.view(count, classes, -1)
             parts.append((sums - numbers.unsqueeze(2) * self.scaling.mean) / self.scaling.deviation)
         upper = torch.cat([torch.diag_embed(sizes.sum(dim=2)), sizes], dim=2)
         lower = torch.cat([sizes.mT, torch.diag_embed(sizes.sum(dim=1))], dim=2)

@@ -5,10 +5,11 @@ the measurements.
 """
 
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from stages import distributed
-from stages.attributes import Naming, pseudo_attributes
+from stages.attributes import Naming, agreed, pseudo_attributes
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Identified, Verdict, assess, identify
 from stages.logistic import RARITY, Heads, Moments, balanced, fit, folds, held_out, moments
 from stages.passes import blocks, group_means, predict
@@ -51,21 +52,27 @@ class Retrained:
 
     Attributes:
         weight, bias: (C, d), (C,) float32, on the features as they are.
-        attributes: (n,) int64, the pseudo-attributes: the class whose spurious attribute each sample carries.
+        readings: (K, n) int64, the pseudo-attributes as K candidates have them: the class whose spurious attribute each
+            sample carries. A sample weighs the mean of what each of them makes it weigh.
         penalty: the L2 penalty that was chosen, on standardised features.
         right: (n,) bool, whether the head fitted to the other folds gives the sample's class.
         scaling: the moments that features were standardised by.
-        naming, shared: see `attributes.Named`; None where the attributes were given.
+        namings, shared: see `attributes.Named`; nothing where the attributes were given.
     """
 
     weight: "Tensor"
     bias: "Tensor"
-    attributes: "Tensor"
+    readings: "Tensor"
     penalty: float
     right: "Tensor"
     scaling: Moments
-    naming: Naming | None = None
+    namings: tuple[Naming, ...] = ()
     shared: float | None = None
+
+    @property
+    def attributes(self) -> "Tensor":
+        """What most readings say, (n,) int64."""
+        return agreed(self.readings)
 
 
 @dataclass(frozen=True)
@@ -190,18 +197,19 @@ def _for_all(features: "Features", labels: "Tensor", nearest: "Tensor", drawn: D
     """
     if drawn.samples == len(drawn.own):
         return new
-    attributes = nearest.clone()
-    if new.naming is not None and drawn.samples > len(drawn.labels):
-        for rows, members, out in blocks(features, labels, attributes):
-            out.copy_(new.naming.names(rows, members))
-    attributes[drawn.own] = new.attributes[drawn.at]
-    return replace(new, attributes=attributes)
+    readings = nearest.repeat(len(new.readings), 1)
+    if drawn.samples > len(drawn.labels):
+        for rows, members, *outs in blocks(features, labels, *readings):
+            for out, naming in zip(outs, new.namings, strict=True):
+                out.copy_(naming.names(rows, members))
+    readings[:, drawn.own] = new.readings[:, drawn.at]
+    return replace(new, readings=readings)
 
 
 def _fitted_to_all(features: "Features", labels: "Tensor", new: Retrained, *, classes: int) -> Retrained:
     """The head fitted to all samples, with the strength that the draw chose, starting from the draw's head."""
     scaling = new.scaling
-    weights = balanced(labels * classes + new.attributes, classes * classes, RARITY).unsqueeze(0)
+    weights = _weights(labels, new.readings, classes, classes, RARITY).unsqueeze(0)
     start = Heads.of(new.weight.unsqueeze(0), new.bias.unsqueeze(0), scaling)
     heads = fit(features, labels, weights, classes=classes, penalty=new.penalty, scaling=scaling, start=start)
     weight, bias = heads.on_features(scaling)
@@ -302,10 +310,10 @@ def retrain(
         features, labels, nearest, classes=classes, scaling=scaling, seed=seed, progress=progress
     )  # fmt: skip
     new = group_balanced(
-        features, labels, named.attributes,
+        features, labels, named.readings,
         classes=classes, scaling=scaling, regularization=regularization, rarity=RARITY, seed=seed, progress=progress,
     )  # fmt: skip
-    return replace(new, naming=named.naming, shared=named.shared)
+    return replace(new, namings=named.namings, shared=named.shared)
 
 
 def group_balanced(
@@ -320,16 +328,17 @@ def group_balanced(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Retrained:
-    """`retrain` with given attributes (n,) int64, pseudo-attributes or, for an oracle, the true ones; see `balanced`."""
-    groups = labels * (int(attributes.max()) + 1) + attributes
-    weights = balanced(groups, rarity=rarity)
+    """`retrain` with given attributes, pseudo-attributes (K, n) or, for an oracle, the true ones (n,); see `balanced`."""
+    readings = attributes.view(-1, len(labels))
+    values = int(readings.max()) + 1
+    weights = _weights(labels, readings, classes, values, rarity)
     penalties = PENALTIES if regularization is None else (1 / (len(labels) * regularization),)
     fold = folds(len(labels), seed).to(features.device)
     guesses, _ = held_out(
         features, labels, weights, fold, classes=classes, penalties=penalties, scaling=scaling, progress=progress
     )
     right = [logits.argmax(dim=1) == labels for logits in guesses]
-    merits = [worst_quarter(each, groups) for each in right]
+    merits = [fmean(worst_quarter(each, labels * values + reading) for reading in readings) for each in right]
     best = merits.index(max(merits))
     heads: Heads | None = None
     for step, penalty in enumerate(penalties[: best + 1]):
@@ -340,7 +349,15 @@ def group_balanced(
     progress("retrain", best + 1, best + 1)
     assert heads is not None
     weight, bias = heads.on_features(scaling)
-    return Retrained(weight[0], bias[0], attributes, penalties[best], right[best], scaling)
+    return Retrained(weight[0], bias[0], readings, penalties[best], right[best], scaling)
+
+
+def _weights(labels: "Tensor", readings: "Tensor", classes: int, values: int, rarity: float) -> "Tensor":
+    """Of each sample (n,), the mean of its weights under each of the readings (K, n) in [0, values); see `balanced`."""
+    import torch
+
+    cells = [balanced(labels * values + reading, classes * values, rarity) for reading in readings]
+    return torch.stack(cells).mean(dim=0)
 
 
 def worst_quarter(right: "Tensor", groups: "Tensor") -> float:

@@ -110,12 +110,19 @@ def group_means(features: "Features", groups: "Tensor", count: int, *, progress:
     return (sums / sizes.unsqueeze(1)).to(torch.float32)
 
 
-def group_sums(features: "Features", groups: "Tensor", count: int, *, progress: Progress = silent) -> "Tensor":
-    """Sums (count, d) float64 of the rows of each group; rows whose group is below 0 are left out."""
+def group_sums(
+    features: "Features",
+    groups: "Tensor",
+    count: int,
+    *,
+    weights: "Tensor | None" = None,
+    progress: Progress = silent,
+) -> "Tensor":
+    """Sums (count, d) float64 of the rows of each group, times `weights` (n,); rows whose group is below 0 are left out."""
     import torch
 
     width = features.shape[1]
-    if count <= MANY_GROUPS and compiled(features):
+    if weights is None and count <= MANY_GROUPS and compiled(features):
         from stages import kernels
 
         numbers = groups.numpy()
@@ -125,9 +132,12 @@ def group_sums(features: "Features", groups: "Tensor", count: int, *, progress: 
 
         return distributed.summed(spread(features, add, count, width))
     sums = torch.zeros(count, width, dtype=torch.float64, device=groups.device)
-    for rows, members in blocks(features, groups, what="means", progress=progress):
+    columns = (groups,) if weights is None else (groups, weights)
+    for rows, members, *times in blocks(features, *columns, what="means", progress=progress):
         inside = members >= 0
         own, wide = members[inside], rows[inside].to(torch.float64)
+        for each in times:
+            wide *= each[inside].unsqueeze(1)
         if count > MANY_GROUPS:
             # On CUDA this is deterministic where `runtime.reproducible` asks for it, and slow.
             sums.index_add_(0, own, wide)

@@ -1,9 +1,21 @@
 """Pseudo-attributes: what finds the samples that carry another class's attribute; on planted features."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from stages.attributes import SHRINKAGE, _aligned, _dragged, _log_shares, _Mixture, pseudo_attributes
+from stages.attributes import (
+    EVENNESSES,
+    SEEDS,
+    SHRINKAGE,
+    _aligned,
+    _dragged,
+    _log_shares,
+    _Mixture,
+    agreed,
+    pseudo_attributes,
+)
 from stages.identify import identify
 from stages.logistic import FOLDS, folds, moments
 from stages.passes import group_means
@@ -56,7 +68,7 @@ def test_names_other_samples_as_those_it_has_seen() -> None:
         features, labels, _ = spurious(3000, bias=bias)
         nearest = identify(features, labels).nearest
         named = pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))
-        guess, naming = named.attributes, named.naming
+        guess, [naming] = named.attributes, named.namings
         assert float((naming.names(features, labels) == guess).double().mean()) > 0.97
         fresh, classes, attributes = spurious(3000, bias=bias, seed=3)
         assert min(shares(naming.names(fresh, classes), classes, attributes)) > 0.85
@@ -82,6 +94,35 @@ def test_the_equations_are_least_squares() -> None:
     design = torch.cat([torch.nn.functional.one_hot(column, 3) for column in (labels, attributes)], dim=1).double()
     expected = design @ torch.linalg.lstsq(design, z, driver="gelsd").solution
     torch.testing.assert_close(design @ solved, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_evened_equations_are_weighted_least_squares() -> None:
+    features, labels, attributes = spurious(500, classes=3, bias=0.6)
+    scaling = moments(features)
+    mixture = replace(_Mixture.of(features, labels, 3, scaling, 0), evenness=0.65)
+    normal, sums = mixture._equations(attributes, folds(500, 0), FOLDS)
+    solved = torch.linalg.solve(normal.sum(dim=0), sums.sum(dim=0))
+    z = ((features - scaling.mean) / scaling.deviation).double()
+    sizes = torch.bincount(labels * 3 + attributes)[labels * 3 + attributes].double()
+    root = (sizes**-0.65).sqrt().unsqueeze(1)
+    design = torch.cat([torch.nn.functional.one_hot(column, 3) for column in (labels, attributes)], dim=1).double()
+    expected = design @ torch.linalg.lstsq(design * root, z * root, driver="gelsd").solution
+    torch.testing.assert_close(design @ solved, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_more_than_two_classes_have_several_readings() -> None:
+    features, labels, _ = spurious(900, bias=0.95, classes=3)
+    nearest = identify(features, labels).nearest
+    named = pseudo_attributes(features, labels, nearest, classes=3, scaling=moments(features))
+    assert named.readings.shape == (SEEDS * len(EVENNESSES), 900) and len(named.namings) == len(named.readings)
+    for reading, naming in zip(named.readings, named.namings, strict=True):
+        assert float((naming.names(features, labels) == reading).double().mean()) > 0.97
+
+
+def test_what_most_readings_say() -> None:
+    readings = torch.tensor([[0, 2, 1, 2], [1, 2, 0, 0], [1, 0, 0, 0], [2, 0, 1, 0]])
+    assert agreed(readings).tolist() == [1, 2, 1, 0]
+    assert torch.equal(agreed(readings[:1]), readings[0])
 
 
 @pytest.mark.parametrize("classes", [2, 3, 12])

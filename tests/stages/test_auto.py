@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stages import auto
 from stages.artifacts import read
+from stages.attributes import EVENNESSES, SEEDS
 from stages.auto import Draw, Evidence, group_balanced, repair, retrain, weigh, worst_quarter
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict, assess, identify
 from stages.logistic import moments
@@ -212,6 +214,36 @@ def test_worst_quarter() -> None:
     assert worst_quarter(right, groups) == pytest.approx((0 + 0.5) / 2)
     # A group of two says nothing.
     assert worst_quarter(torch.tensor([True] * 4 + [False] * 2), torch.tensor([0] * 4 + [1] * 2)) == 1.0
+
+
+def test_a_sample_weighs_the_mean_of_what_readings_make_it_weigh() -> None:
+    """Two readings of which one names nobody: between the head of the other and that without names."""
+    features, labels, attributes = spurious(800, bias=0.9, classes=3)
+    scaling = moments(features)
+
+    def head(*readings: torch.Tensor) -> torch.Tensor:
+        return group_balanced(
+            features, labels, torch.stack(readings), classes=3, scaling=scaling, regularization=0.01
+        ).weight  # fmt: skip
+
+    assert torch.equal(head(attributes, attributes), head(attributes))
+    both, named, unnamed = head(attributes, labels), head(attributes), head(labels)
+    assert float((both - named).norm()) < float((unnamed - named).norm())
+    assert float((both - unnamed).norm()) < float((unnamed - named).norm())
+
+
+def test_more_samples_than_the_selection_is_made_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were not drawn are named by what was learned from the draw, in each reading."""
+    features, labels, attributes = spurious(3000, bias=0.95, classes=3)
+    monkeypatch.setattr(auto, "SELECTION_VALUES", 1200 * WIDTH)
+    monkeypatch.setattr(auto, "LEAST_SELECTION", 1)
+    done = repair(features, labels, None, classes=3)
+    assert done.retrained is not None and done.retrained.readings.shape == (SEEDS * len(EVENNESSES), 3000)
+    for reading in done.retrained.readings:
+        minority = attributes != labels
+        assert float((reading == attributes)[minority].double().mean()) > 0.9
+    oracle = group_balanced(features, labels, attributes, classes=3, scaling=moments(features))
+    assert worst_group((done.weight, done.bias), 3) > worst_group((oracle.weight, oracle.bias), 3) - 0.03
 
 
 def test_regularization_is_scikit_learn_s_c() -> None:

@@ -66,6 +66,8 @@ def test_compiled_loops_agree_with_blocks(loops: Callable[[bool], None], dtype: 
         sums = group_sums(given, groups, 5)
         expected = torch.stack([exact[groups == group].sum(dim=0) for group in range(5)])
         torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-3)
+        halved = group_sums(given, groups, 5, weights=torch.full((len(labels),), 0.5, dtype=torch.float64))
+        torch.testing.assert_close(halved, expected / 2, rtol=1e-5, atol=1e-3)
         torch.testing.assert_close(group_means(given, labels, 5)[4], exact[labels == 4].mean(dim=0).float())
         for classes, (weight, bias) in zip(best(given, heads, what=""), heads, strict=True):
             assert torch.equal(classes, (exact @ weight.double().T + bias).argmax(dim=1))
