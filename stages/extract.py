@@ -5,6 +5,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 
 # Samples of the first batch, on which the head is found and the cut is checked.
 PROBE_SAMPLES = 8
+
+# Where models come from whose forward pass leaves nothing in the network, so that several threads may run it at once; a
+# user's own may. And the parts of a batch for each of them: more are better shared out, fewer faster in themselves.
+STATELESS = ("torchvision", "timm")
+PIECES = 2
 
 # Samples between two points where a run that is killed can go on: a minute or two of a large model, seconds of a small one.
 SEGMENT = {"cpu": 1024, "cuda": 16384}
@@ -85,13 +91,41 @@ def encoded(
 
     done = 0
     loaded = batches(split, model, batch_size=batch_size, workers=workers, device=device, order=order, skipped=skipped)
+    count = threads()
+    lanes = _lanes(model, device, count)
+
+    def forward(inputs: Any) -> "tuple[torch.Tensor, torch.Tensor]":
+        # The modes are the thread's own, and end before a yield: they would hold for whoever asks for the batches as well.
+        with torch.no_grad(), torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
+            features = encode(inputs).float().to(stored or torch.float32)
+            return features, torch.isfinite(features).all(dim=1)
+
+    def begun(inputs: Any) -> "Callable[[], tuple[torch.Tensor, torch.Tensor]]":
+        """Begin a forward pass; what is returned waits for the features (b, d) and whether they are finite (b,)."""
+        if lanes is not None:
+            parts = [lanes.submit(forward, part) for part in inputs.split(-(-len(inputs) // (PIECES * count)))]
+
+            def gathered() -> "tuple[torch.Tensor, torch.Tensor]":
+                features, finite = zip(*(part.result() for part in parts), strict=True)
+                return torch.cat(features), torch.cat(finite)
+
+            return gathered
+        features, finite = forward(inputs)
+        if device.type != "cuda":
+            return lambda: (features, finite)
+        said, known = finite.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        known.record()
+
+        def synchronized() -> "tuple[torch.Tensor, torch.Tensor]":
+            known.synchronize()
+            return features, said
+
+        return synchronized
 
     def checked(
-        features: "torch.Tensor", positions: "torch.Tensor", finite: "torch.Tensor", known: Any
+        features: "torch.Tensor", finite: "torch.Tensor", positions: "torch.Tensor"
     ) -> "tuple[torch.Tensor, torch.Tensor]":
         nonlocal done
-        if known is not None:
-            known.synchronize()
         if not bool(finite.all()):
             position = int(positions[(~finite).nonzero()[0, 0]])
             beyond = ", or values beyond float16," if stored == torch.float16 else ""
@@ -104,21 +138,47 @@ def encoded(
         progress(what, done, len(split))
         return features, positions
 
-    # A GPU has the next batch to work on while what it said of the last one is looked at.
-    late: deque[tuple[Any, ...]] = deque()
-    for inputs, positions in loaded:
-        # The modes end before the yield: they would hold for whoever asks for the batches as well.
-        with torch.no_grad(), torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
-            features = encode(inputs).float().to(stored or torch.float32)
-            finite, known = torch.isfinite(features).all(dim=1).to("cpu", non_blocking=True), None
-        if device.type == "cuda":
-            known = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            known.record()
-        late.append((features, positions, finite, known))
-        if len(late) > (device.type == "cuda"):
-            yield checked(*late.popleft())
-    while late:
-        yield checked(*late.popleft())
+    # A GPU, or the lanes, have the next batch to work on while the last one is looked at and written.
+    ahead = 1 if lanes is not None or device.type == "cuda" else 0
+    late: deque[tuple[Callable[[], tuple[torch.Tensor, torch.Tensor]], torch.Tensor]] = deque()
+    failed: UserError | None = None
+    try:
+        while True:
+            try:
+                inputs, positions = next(loaded)
+            except StopIteration:
+                break
+            except UserError as error:
+                # What is under way comes first: it may end a part that the next run need not make again.
+                failed = error
+                break
+            late.append((begun(inputs), positions))
+            if len(late) > ahead:
+                wait, positions = late.popleft()
+                yield checked(*wait(), positions)
+        while late:
+            wait, positions = late.popleft()
+            yield checked(*wait(), positions)
+        if failed is not None:
+            raise failed
+    finally:
+        if lanes is not None:
+            lanes.shutdown(cancel_futures=True)
+            # What a lane has set holds for all threads that begin later, too.
+            torch.set_num_threads(count)
+
+
+def _lanes(model: Classifier, device: "torch.device", count: int) -> ThreadPoolExecutor | None:
+    """Threads that each run the network on a part of a batch; None where one forward pass is to use all of them.
+
+    Threads that share an operator wait for the slowest of them after each, all the more where a loader process takes one
+    of the cores now and then.
+    """
+    import torch
+
+    if device.type != "cpu" or count == 1 or model.spec.get("source") not in STATELESS:
+        return None
+    return ThreadPoolExecutor(count, "lane", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def head_tensors(head: "nn.Linear") -> "tuple[torch.Tensor, torch.Tensor]":

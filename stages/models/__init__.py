@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 
 from stages import artifacts
@@ -253,15 +254,29 @@ def split(model: Classifier, inputs: Any) -> "tuple[Callable[[Any], Tensor], nn.
 
 
 def _encoder(network: "nn.Module", head: "nn.Linear") -> "Callable[[Any], Tensor]":
-    """What enters the head: the network runs as it is, and its last product costs next to nothing."""
+    """What enters the head: the network runs as it is, and its last product costs next to nothing.
+
+    Several threads may call it at once where they may call the network.
+    """
+    # Hooks are numbered by a counter that threads would trip over.
+    numbering = Lock()
 
     def encode(inputs: Any) -> "Tensor":
         entered: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+        caller = get_ident()
+
+        def note(_: "nn.Module", args: "tuple[Tensor, ...]") -> None:
+            # Every thread's hook is called for each thread's batch.
+            if get_ident() == caller:
+                entered.append(args[0])
+
+        with numbering:
+            hook = head.register_forward_pre_hook(note)
         try:
             call(network, inputs)
         finally:
-            hook.remove()
+            with numbering:
+                hook.remove()
         return entered[-1]
 
     return encode
