@@ -32,7 +32,8 @@ LEAST_RECOVERED = 0.45
 LEAST_TOGETHER = 0.78
 LEAST_GAINED = 0.1
 # Where classes plainly share their shifts (nats for each sample of the minority) less will do of the first two, and the
-# third is not asked for; where the mirror is as clear as can be, no gain is.
+# third is not asked for; where the mirror is as clear as can be, no gain is, nor of a head from several readings: a gain
+# is measured on the groups that most of them agree on, and the head is of no single one of them.
 PLAINLY_SHARED = 4.0
 MOST_MIRROR_SHARED = -0.3
 LEAST_RECOVERED_SHARED = 0.1
@@ -146,7 +147,7 @@ def repair(
     if kept is not None and verdict.bias == CANNOT_TELL:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", evidence)
     new = _for_all(features, labels, found.nearest, drawn, new)
-    if kept is not None and not evidence.carries(verdict):
+    if kept is not None and not evidence.carries(verdict, several=len(new.readings) > 1):
         return Repaired(*kept, verdict, new, "cross-validation does not carry the repair", evidence)
     if drawn.samples > len(drawn.labels):
         new = _fitted_to_all(features, labels, new, classes=classes)
@@ -252,8 +253,8 @@ class Evidence:
         """Whether there is a bias, though the verdict could not tell."""
         return self.plainly_better() or self.mirrored(TELLING_MIRROR)
 
-    def carries(self, verdict: Verdict) -> bool:
-        """Whether a repair under this verdict is worth its risk."""
+    def carries(self, verdict: Verdict, *, several: bool = False) -> bool:
+        """Whether a repair under this verdict is worth its risk; `several` where it comes from several readings."""
         if self.plainly_better():
             return True
         if verdict.mirror is None or self.mirror is None or self.recovered is None or not self.mirrored():
@@ -262,7 +263,7 @@ class Evidence:
             recovers = self.recovered >= LEAST_RECOVERED_SHARED
         else:
             recovers = self.recovered >= LEAST_RECOVERED and self.recovered - verdict.mirror >= LEAST_TOGETHER
-        least = 0.0 if self.mirror <= CLEAR_MIRROR else LEAST_GAINED
+        least = 0.0 if several or self.mirror <= CLEAR_MIRROR else LEAST_GAINED
         return recovers and (self.gained is None or self.gained >= least)
 
 

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 PROBE_SAMPLES = 8
 
 # Where models come from whose forward pass leaves nothing in the network, so that several threads may run it at once; a
-# user's own may. And the parts of a batch for each of them: more are better shared out, fewer faster in themselves.
+# user's own may.
 STATELESS = ("torchvision", "timm")
-PIECES = 2
 
 # Samples between two points where a run that is killed can go on: a minute or two of a large model, seconds of a small one.
 SEGMENT = {"cpu": 1024, "cuda": 16384}
@@ -103,7 +102,7 @@ def encoded(
     def begun(inputs: Any) -> "Callable[[], tuple[torch.Tensor, torch.Tensor]]":
         """Begin a forward pass; what is returned waits for the features (b, d) and whether they are finite (b,)."""
         if lanes is not None:
-            parts = [lanes.submit(forward, part) for part in inputs.split(-(-len(inputs) // (PIECES * count)))]
+            parts = [lanes.submit(forward, part) for part in inputs.split(-(-len(inputs) // count))]
 
             def gathered() -> "tuple[torch.Tensor, torch.Tensor]":
                 features, finite = zip(*(part.result() for part in parts), strict=True)
@@ -164,7 +163,6 @@ def encoded(
     finally:
         if lanes is not None:
             lanes.shutdown(cancel_futures=True)
-            # What a lane has set holds for all threads that begin later, too.
             torch.set_num_threads(count)
 
 
@@ -178,6 +176,8 @@ def _lanes(model: Classifier, device: "torch.device", count: int) -> ThreadPoolE
 
     if device.type != "cpu" or count == 1 or model.spec.get("source") not in STATELESS:
         return None
+    # Also here, until the lanes are closed: threads that share what little there is to do would spin beside the lanes.
+    torch.set_num_threads(1)
     return ThreadPoolExecutor(count, "lane", initializer=torch.set_num_threads, initargs=(1,))
 
 

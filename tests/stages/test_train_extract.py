@@ -1,8 +1,10 @@
 """train and extract on real images: the same bytes each time, whatever the workers; mistakes leave nothing behind."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from stages import artifacts, extract, models, train
 from stages.artifacts import Metadata
+from stages.data import open_split
 from stages.errors import BadData, BadModel, BadValues, Mismatch
 from stages.runtime import reproducible
 from tests.conftest import Done, assert_one_sentence, leftovers, photos
@@ -257,3 +260,82 @@ def test_the_callers_random_numbers_are_left_alone(data: dict[str, Any], tmp_pat
     with reproducible(seed=3):
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("batch_size", [3, 16, 100])
+def test_threads_share_a_batch_and_keep_its_order(
+    data: dict[str, Any], trained: Path, two_threads: None, batch_size: int
+) -> None:
+    split = open_split("val", **data)
+    opened = models.open_trained(trained, None).classifier
+    encode, _, _ = extract.cut(opened, split, torch.device("cpu"))
+    whole = torch.stack([opened.transform(split.load(position)) for position in range(len(split))])
+    with torch.no_grad():
+        expected = encode(whole)
+    callers: set[int] = set()
+
+    def watched(inputs: torch.Tensor) -> torch.Tensor:
+        assert torch.get_num_threads() == 1 and not torch.is_grad_enabled()
+        callers.add(get_ident())
+        return encode(inputs)
+
+    found = list(
+        extract.encoded(
+            watched,
+            opened,
+            split,
+            batch_size=batch_size,
+            workers=0,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            what="",
+        )
+    )
+    torch.testing.assert_close(torch.cat([features for features, _ in found]), expected, rtol=1e-4, atol=1e-5)
+    assert torch.cat([positions for _, positions in found]).tolist() == list(range(len(split)))
+    assert get_ident() not in callers and len(callers) <= 2
+    assert torch.get_num_threads() == 2
+
+
+def test_a_network_of_the_users_own_is_run_by_one_thread_at_a_time(data: dict[str, Any], two_threads: None) -> None:
+    """Its forward pass may keep something in the network."""
+    split = open_split("val", **data)
+    classifier = models.build(source="torchvision", architecture="resnet18", weights=None, image_size=24, classes=2)
+    own = replace(classifier, spec={"source": "callable"})
+    encode, _, _ = extract.cut(own, split, torch.device("cpu"))
+    callers: set[int] = set()
+
+    def watched(inputs: torch.Tensor) -> torch.Tensor:
+        callers.add(get_ident())
+        return encode(inputs)
+
+    list(
+        extract.encoded(
+            watched, own, split, batch_size=16, workers=0, device=torch.device("cpu"), dtype=torch.float32, what=""
+        )
+    )
+    assert callers == {get_ident()}
+
+
+def test_an_error_in_a_thread_ends_the_extraction(data: dict[str, Any], trained: Path, two_threads: None) -> None:
+    split = open_split("val", **data)
+    opened = models.open_trained(trained, None).classifier
+
+    def broken(inputs: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        list(
+            extract.encoded(
+                broken, opened, split, batch_size=16, workers=0, device=torch.device("cpu"), dtype=torch.float32, what=""
+            )
+        )
+    assert torch.get_num_threads() == 2

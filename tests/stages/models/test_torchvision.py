@@ -1,5 +1,6 @@
 """torchvision's classifiers: the head is found and cut off, weights come and go unchanged, mistakes are one sentence."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,3 +135,20 @@ def test_the_transform(size: object, shape: tuple[int, int]) -> None:
     torch.testing.assert_close(
         tensor[:, 0, 0], torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
     )
+
+
+def test_several_threads_may_cut_batches_at_once() -> None:
+    classifier = models.build(source="torchvision", architecture="resnet18", weights=None, image_size=32, classes=2)
+    images = torch.randn(40, 3, 32, 32)
+    encode, head, _ = models.split(classifier, images[:2])
+    with torch.no_grad():
+        expected = [encode(image) for image in images.split(1)]
+
+    def made(image: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return encode(image)
+
+    with ThreadPoolExecutor(4) as threads:
+        for found, wanted in zip(threads.map(made, images.split(1)), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not head._forward_pre_hooks
