@@ -143,6 +143,14 @@ def test_what_carries_a_repair(evidence: Evidence, carried: bool) -> None:
     assert evidence.carries(Verdict(BIASED, -0.4, [])) == carried
 
 
+@pytest.mark.parametrize(("gained", "carried"), [(0.2, True), (0.05, True), (-0.05, False)])
+def test_a_head_from_several_readings_need_not_gain(gained: float, carried: bool) -> None:
+    evidence = Evidence(-0.7, 0.6, gained, -1.0, 0.0)
+    assert evidence.carries(Verdict(BIASED, -0.4, []), several=True) == carried
+    hardly_mirrored = replace(evidence, mirror=-0.4)
+    assert not hardly_mirrored.carries(Verdict(BIASED, -0.4, []), several=True)
+
+
 def test_without_a_head_there_is_nothing_to_keep() -> None:
     features, labels, _ = spurious(400, bias=0.99)
     assert repair(features, labels, None).kept is None
