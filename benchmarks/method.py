@@ -1,7 +1,7 @@
 """How well `update.solver: auto` does on real features: the tables of docs/method.md.
 
     python -m benchmarks.method              # the pools of role report: an hour of CPU, once `benchmarks.pools` are made
-    python -m benchmarks.method --role fresh # those that were made last, and in no choice but one; others' lines stay
+    python -m benchmarks.method --role fresh # those that were made last; others' lines stay
     python -m benchmarks.method --auto       # measure solver auto anew and leave the rest: a quarter of an hour
     python -m benchmarks.method --docs       # write what was measured into docs/method.md, tables and curves
 

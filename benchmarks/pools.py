@@ -153,7 +153,8 @@ POOLS: tuple[Pool, ...] = (
     Pool("lite-coat-dress-95", "tune", "efficientnet", 0.95, ("coat", "dress"), (2, 5), 0, 3000, 4000, 2000),
     Pool("lite-pullover-coat-95", "tune", "efficientnet", 0.95, ("pullover", "coat"), (1, 6), 4, 3000, 4000, 2000),
     Pool("lite-shirt-pullover-95", "report", "efficientnet", 0.95, ("shirt", "pullover"), (0, 8), 1, 3000, 4000, 2000),
-    # Made after every constant but one was set (PLAINLY_BETTER of stages.auto), and measured before and after it.
+    # Made after every constant but PLAINLY_BETTER of stages.auto and the readings of more than two classes was set, and
+    # measured before and after either.
     _pair("pullover-dress-97", "fresh", 0.97, ("pullover", "dress"), (0, 9), 5),
     _pair("shirt-dress-95", "fresh", 0.95, ("shirt", "dress"), (4, 6), 5),
     _pair("coat-tshirt-99", "fresh", 0.99, ("coat", "t-shirt"), (1, 3), 5),
@@ -164,6 +165,9 @@ POOLS: tuple[Pool, ...] = (
         "editorial-tweet-50", "fresh", "minilm", 0.50, ("positive", "negative"), ("editorial", "tweet"),
         5, 1000, 1600, 400,
     ),
+    # Made after the readings.
+    _pair("four-97-d", "fresh", 0.97, ("pullover", "sandal", "dress", "bag"), (0, 3, 6, 9), 6, **FOUR),
+    _pair("five-95", "fresh", 0.95, ("trouser", "coat", "sneaker", "shirt", "ankle-boot"), (1, 2, 4, 7, 8), 6, **FIVE),
     # Two attributes at once.
     _pair("two-attributes-97", "report", 0.97, ("coat", "dress"), (0, 1), 3, second=True),
 )  # fmt: skip
