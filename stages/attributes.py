@@ -94,7 +94,9 @@ class Named:
 
 def agreed(readings: "Tensor") -> "Tensor":
     """The name (n,) that most of the readings (K, n) give; where as many give one as another, the earlier reading's."""
-    votes = (readings.unsqueeze(0) == readings.unsqueeze(1)).sum(dim=0)
+    import torch
+
+    votes = torch.stack([(readings == reading).sum(dim=0, dtype=torch.int8) for reading in readings])
     return readings.gather(0, votes.argmax(dim=0, keepdim=True)).squeeze(0)
 
 

@@ -357,8 +357,10 @@ def _weights(labels: "Tensor", readings: "Tensor", classes: int, values: int, ra
     """Of each sample (n,), the mean of its weights under each of the readings (K, n) in [0, values); see `balanced`."""
     import torch
 
-    cells = [balanced(labels * values + reading, classes * values, rarity) for reading in readings]
-    return torch.stack(cells).mean(dim=0)
+    weights = torch.zeros(len(labels), device=labels.device)
+    for reading in readings:
+        weights += balanced(labels * values + reading, classes * values, rarity)
+    return weights / len(readings)
 
 
 def worst_quarter(right: "Tensor", groups: "Tensor") -> float:

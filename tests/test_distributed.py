@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import REPOSITORY, planted
+from tests.stages.test_auto import biased_head, spurious
 from tests.stages.test_passes import shards
 
 # Every stage on features one after the other, in processes that torchrun starts once.
@@ -52,19 +53,24 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weight[1, :12], weight[0, :12] = 1.0, -1.0
     save_file({"weight": weight, "bias": torch.zeros(2)}, folder / "head.safetensors")
     (folder / "every_stage.py").write_text(STAGES)
+    # Of three classes, where solver auto learns from several readings of the pseudo-attributes.
+    names, tensors = ("features", "labels", "attributes"), spurious(5000, bias=0.95, classes=3)
+    (folder / "three").mkdir()
+    shards(folder / "three", dict(zip(names, tensors, strict=True)), [1700, 1, 3299])
+    weight, bias = biased_head(3)
+    save_file({"weight": weight, "bias": bias}, folder / "three/head.safetensors")
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("values", [1 << 27, 40_000])
-def test_artifacts_do_not_depend_on_the_number_of_processes(inputs: Path, tmp_path: Path, values: int) -> None:
-    """With the selection on all samples, and on a draw of a third of them."""
+@pytest.mark.parametrize(("kind", "values"), [("", 1 << 27), ("", 40_000), ("three", 40_000)])
+def test_artifacts_do_not_depend_on_the_number_of_processes(inputs: Path, tmp_path: Path, kind: str, values: int) -> None:
+    """With the selection on all samples, and on a draw of a third (of three classes: a fifth) of them."""
+    given = inputs / kind
     made = {}
     for processes in (1, 2, 4):
         out = tmp_path / str(processes)
-        done = run(
-            processes, inputs / "every_stage.py", inputs / "val.safetensors", inputs / "head.safetensors", out, values
-        )
+        done = run(processes, inputs / "every_stage.py", given / "val.safetensors", given / "head.safetensors", out, values)
         assert done.returncode == 0, done.stderr
         made[processes] = {path.name: path for path in sorted(out.iterdir())}
         assert not [name for name in made[processes] if name.endswith(".tmp")]
