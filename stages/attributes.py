@@ -45,9 +45,9 @@ PLAIN_MIRROR = -0.8
 REPAIRS = 3
 REPAIR_PENALTY = 3.0
 # With more than two classes a candidate is right about some cells and wrong about others, and a head is trained on several
-# at once: rounds from the nearest centroid with this many seeds of the folds, for each of these evennesses (a sample of a
-# class x name cell of k has k^-evenness of a say in c and s: above 0, a cluster that one class happens to have, however
-# many its samples, does not make a name's shift its own).
+# at once: the classifier's, and rounds from the nearest centroid with this many seeds of the folds, for each of these
+# evennesses (a sample of a class x name cell of k has k^-evenness of a say in c and s: above 0, a cluster that one class
+# happens to have, however many its samples, does not make a name's shift its own).
 SEEDS = 2
 EVENNESSES = (0.0, 0.65)
 # Classes are held out one by one up to this many, then in as many groups.
@@ -126,11 +126,13 @@ def pseudo_attributes(
 
     mixture = _Mixture.of(features, labels, classes, scaling, seed)
     plenty = float((nearest != labels).double().mean()) >= PLENTY
-    if classes > 2 and not plenty:
-        found = _several(mixture, nearest, progress)
+    classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
+    if plenty:
+        found = [classified]
+    elif classes == 2:
+        found = [_searched(mixture, nearest, classified, progress)]
     else:
-        classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
-        found = [classified if plenty else _searched(mixture, nearest, classified, progress)]
+        found = [*_several(mixture, nearest, progress), classified]
     readings = torch.stack([names for names, _ in found])
     attributes = agreed(readings)
     share = float((attributes != labels).double().mean())
@@ -139,7 +141,7 @@ def pseudo_attributes(
 
 
 def _several(mixture: "_Mixture", nearest: "Tensor", progress: Progress) -> list[tuple["Tensor", Naming]]:
-    """The candidates that a head of more than two classes is trained on."""
+    """The mixture's candidates that a head of more than two classes is trained on."""
     return [
         replace(mixture, evenness=evenness, seed=mixture.seed * SEEDS + number).settle(nearest, progress)
         for number in range(SEEDS)

@@ -114,9 +114,13 @@ def test_more_than_two_classes_have_several_readings() -> None:
     features, labels, _ = spurious(900, bias=0.95, classes=3)
     nearest = identify(features, labels).nearest
     named = pseudo_attributes(features, labels, nearest, classes=3, scaling=moments(features))
-    assert named.readings.shape == (SEEDS * len(EVENNESSES), 900) and len(named.namings) == len(named.readings)
-    for reading, naming in zip(named.readings, named.namings, strict=True):
-        assert float((naming.names(features, labels) == reading).double().mean()) > 0.97
+    assert named.readings.shape == (SEEDS * len(EVENNESSES) + 1, 900) and len(named.namings) == len(named.readings)
+    agree = [
+        float((naming.names(features, labels) == reading).double().mean())
+        for reading, naming in zip(named.readings, named.namings, strict=True)
+    ]
+    # The last is the classifier's, which on so few samples changes its mind from fold to fold.
+    assert min(agree[:-1]) > 0.97 and agree[-1] > 0.9
 
 
 def test_what_most_readings_say() -> None:
