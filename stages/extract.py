@@ -104,11 +104,11 @@ def encoded(
         if lanes is not None:
             parts = [lanes.submit(forward, part) for part in inputs.split(-(-len(inputs) // count))]
 
-            def gathered() -> "tuple[torch.Tensor, torch.Tensor]":
+            def joined() -> "tuple[torch.Tensor, torch.Tensor]":
                 features, finite = zip(*(part.result() for part in parts), strict=True)
                 return torch.cat(features), torch.cat(finite)
 
-            return gathered
+            return joined
         features, finite = forward(inputs)
         if device.type != "cuda":
             return lambda: (features, finite)
