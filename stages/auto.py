@@ -269,14 +269,15 @@ class Evidence:
 
 def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, classes: int) -> Evidence:
     """The evidence for a repair, from the samples that it was made on."""
-    labels, minority = drawn.labels, new.attributes != drawn.labels
+    labels, attributes = drawn.labels, new.attributes
+    minority = attributes != labels
     centroids = group_means(drawn.features, labels, classes)
-    completed = assess(drawn.features, labels, Identified(centroids, new.attributes, minority))
+    completed = assess(drawn.features, labels, Identified(centroids, attributes, minority))
     recovered = gained = better = None
     if bool(minority.any()) and not bool(minority.all()):
         recovered = float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
     if base is not None:
-        groups = labels * classes + new.attributes
+        groups = labels * classes + attributes
         before = predict(drawn.features, *base) == labels
         gained = worst_quarter(new.right, groups) - worst_quarter(before, groups)
         weights = balanced(labels, classes).double()

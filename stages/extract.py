@@ -121,10 +121,13 @@ def encoded(
 
         return synchronized
 
-    def checked(
-        features: "torch.Tensor", finite: "torch.Tensor", positions: "torch.Tensor"
-    ) -> "tuple[torch.Tensor, torch.Tensor]":
+    late: deque[tuple[Callable[[], tuple[torch.Tensor, torch.Tensor]], torch.Tensor]] = deque()
+
+    def oldest() -> "tuple[torch.Tensor, torch.Tensor]":
+        """Features and positions of the batch that was begun first, once they are there and looked at."""
         nonlocal done
+        wait, positions = late.popleft()
+        features, finite = wait()
         if not bool(finite.all()):
             position = int(positions[(~finite).nonzero()[0, 0]])
             beyond = ", or values beyond float16," if stored == torch.float16 else ""
@@ -139,7 +142,6 @@ def encoded(
 
     # A GPU, or the lanes, have the next batch to work on while the last one is looked at and written.
     ahead = 1 if lanes is not None or device.type == "cuda" else 0
-    late: deque[tuple[Callable[[], tuple[torch.Tensor, torch.Tensor]], torch.Tensor]] = deque()
     failed: UserError | None = None
     try:
         while True:
@@ -153,11 +155,9 @@ def encoded(
                 break
             late.append((begun(inputs), positions))
             if len(late) > ahead:
-                wait, positions = late.popleft()
-                yield checked(*wait(), positions)
+                yield oldest()
         while late:
-            wait, positions = late.popleft()
-            yield checked(*wait(), positions)
+            yield oldest()
         if failed is not None:
             raise failed
     finally:

@@ -84,27 +84,17 @@ def test_a_sample_has_no_say_in_its_own_name() -> None:
     assert int(both.sum()) < 0.5 * int((started != labels).sum())
 
 
-def test_the_equations_are_least_squares() -> None:
+@pytest.mark.parametrize("evenness", [0.0, 0.65])
+def test_the_equations_are_least_squares(evenness: float) -> None:
+    """Weighted by the size of a sample's class x name cell to the power -evenness."""
     features, labels, attributes = spurious(500, classes=3, bias=0.6)
     scaling = moments(features)
-    mixture = _Mixture.of(features, labels, 3, scaling, 0)
-    normal, sums = mixture._equations(attributes, folds(500, 0), FOLDS)
-    solved = torch.linalg.solve(normal.sum(dim=0), sums.sum(dim=0))
-    z = ((features - scaling.mean) / scaling.deviation).double()
-    design = torch.cat([torch.nn.functional.one_hot(column, 3) for column in (labels, attributes)], dim=1).double()
-    expected = design @ torch.linalg.lstsq(design, z, driver="gelsd").solution
-    torch.testing.assert_close(design @ solved, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_evened_equations_are_weighted_least_squares() -> None:
-    features, labels, attributes = spurious(500, classes=3, bias=0.6)
-    scaling = moments(features)
-    mixture = replace(_Mixture.of(features, labels, 3, scaling, 0), evenness=0.65)
+    mixture = replace(_Mixture.of(features, labels, 3, scaling, 0), evenness=evenness)
     normal, sums = mixture._equations(attributes, folds(500, 0), FOLDS)
     solved = torch.linalg.solve(normal.sum(dim=0), sums.sum(dim=0))
     z = ((features - scaling.mean) / scaling.deviation).double()
     sizes = torch.bincount(labels * 3 + attributes)[labels * 3 + attributes].double()
-    root = (sizes**-0.65).sqrt().unsqueeze(1)
+    root = (sizes**-evenness).sqrt().unsqueeze(1)
     design = torch.cat([torch.nn.functional.one_hot(column, 3) for column in (labels, attributes)], dim=1).double()
     expected = design @ torch.linalg.lstsq(design * root, z * root, driver="gelsd").solution
     torch.testing.assert_close(design @ solved, expected, atol=1e-5, rtol=1e-5)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stages import artifacts, extract, models, train
 from stages.artifacts import Metadata
-from stages.data import open_split
+from stages.data import Split, open_split
 from stages.errors import BadData, BadModel, BadValues, Mismatch
 from stages.runtime import reproducible
 from tests.conftest import Done, assert_one_sentence, leftovers, photos
@@ -270,6 +270,14 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def batches_of(
+    encode: Callable[[torch.Tensor], torch.Tensor], model: models.Classifier, split: Split, batch_size: int = 16
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Features and positions, batch by batch, on the CPU."""
+    options = {"workers": 0, "device": torch.device("cpu"), "dtype": torch.float32, "what": ""}
+    return list(extract.encoded(encode, model, split, batch_size=batch_size, **options))
+
+
 @pytest.mark.parametrize("batch_size", [3, 16, 100])
 def test_threads_share_a_batch_and_keep_its_order(
     data: dict[str, Any], trained: Path, two_threads: None, batch_size: int
@@ -287,18 +295,7 @@ def test_threads_share_a_batch_and_keep_its_order(
         callers.add(get_ident())
         return encode(inputs)
 
-    found = list(
-        extract.encoded(
-            watched,
-            opened,
-            split,
-            batch_size=batch_size,
-            workers=0,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-            what="",
-        )
-    )
+    found = batches_of(watched, opened, split, batch_size)
     torch.testing.assert_close(torch.cat([features for features, _ in found]), expected, rtol=1e-4, atol=1e-5)
     assert torch.cat([positions for _, positions in found]).tolist() == list(range(len(split)))
     assert get_ident() not in callers and len(callers) <= 2
@@ -317,11 +314,7 @@ def test_a_network_of_the_users_own_is_run_by_one_thread_at_a_time(data: dict[st
         callers.add(get_ident())
         return encode(inputs)
 
-    list(
-        extract.encoded(
-            watched, own, split, batch_size=16, workers=0, device=torch.device("cpu"), dtype=torch.float32, what=""
-        )
-    )
+    batches_of(watched, own, split)
     assert callers == {get_ident()}
 
 
@@ -333,9 +326,5 @@ def test_an_error_in_a_thread_ends_the_extraction(data: dict[str, Any], trained:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        list(
-            extract.encoded(
-                broken, opened, split, batch_size=16, workers=0, device=torch.device("cpu"), dtype=torch.float32, what=""
-            )
-        )
+        batches_of(broken, opened, split)
     assert torch.get_num_threads() == 2
