@@ -20,7 +20,7 @@ from stages.errors import BadValues, CannotWrite, Mismatch, UserError
 from stages.loading import Samples, batches, check_kind, collate, move, unreadable
 from stages.models import Classifier, Opened
 from stages.parts import Parts, code, described
-from stages.runtime import Progress, begin, reproducible, silent, threads
+from stages.runtime import Progress, begin, keep_freed_memory, reproducible, silent, threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,6 +91,8 @@ def encoded(
     done = 0
     loaded = batches(split, model, batch_size=batch_size, workers=workers, device=device, order=order, skipped=skipped)
     count = threads()
+    if device.type == "cpu":
+        keep_freed_memory()
     lanes = _lanes(model, device, count)
 
     def forward(inputs: Any) -> "tuple[torch.Tensor, torch.Tensor]":

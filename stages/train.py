@@ -10,7 +10,7 @@ from stages.data import Split, open_split
 from stages.errors import BadValues, UserError
 from stages.loading import batches, unreadable
 from stages.models import Classifier
-from stages.runtime import Progress, begin, reproducible, silent
+from stages.runtime import Progress, begin, keep_freed_memory, reproducible, silent
 
 
 def train(
@@ -47,6 +47,8 @@ def train(
     from torch.nn.functional import cross_entropy
 
     target = begin(device)
+    if target.type == "cpu":
+        keep_freed_memory()
     network = model.network.to(target).train()
     labels = torch.from_numpy(split.labels).to(target)
     rates: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}

@@ -70,8 +70,19 @@ def build(
 
 
 def rebuild(*, folder: Path, **spec: Any) -> Classifier:
-    """The classifier that `nsf train` saved to `folder`, before its weights are loaded."""
-    return build(**spec)
+    """The classifier that `nsf train` saved to `folder`, before its weights are loaded: they are not filled in at random."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = build(**spec)
+    except NotImplementedError:
+        # RegNet works its widths out with tensors, for which there must be numbers.
+        return build(**spec)
+    if {name for name, _ in model.network.named_buffers()} - model.network.state_dict().keys():
+        return build(**spec)
+    model.network.to_empty(device="cpu")
+    return model
 
 
 def _network(architecture: str, classes: int) -> "nn.Module":

@@ -1,6 +1,7 @@
 """Devices by name, threads and loader workers by machine, determinism."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,25 @@ with reproducible(0):
 assert not {"torch._inductor", "torch._dynamo"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+FAULTS = """
+import resource
+from stages.runtime import keep_freed_memory
+keep_freed_memory()
+for _ in range(10):
+    held = [bytearray(20 << 20) for _ in range(3)]
+    del held
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other habits")
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise() -> None:
+    """Pages that are fetched anew: 15,360 each round where glibc gives the memory back, 15,360 in all where it keeps it."""
+
+    def faults(**environment: str) -> int:
+        usual = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+        return int(subprocess.check_output([sys.executable, "-c", FAULTS], env=usual | environment))
+
+    assert faults() < 30_000 < 100_000 < faults(MALLOC_ARENA_MAX="4")

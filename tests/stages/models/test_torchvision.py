@@ -97,8 +97,9 @@ def test_pretrained_weights_with_another_number_of_classes(monkeypatch: pytest.M
     assert torch.equal(build(weights="DEFAULT", classes=1000).network.fc.weight, source["fc.weight"])
 
 
-def test_saved_and_loaded_bit_by_bit(tmp_path: Path) -> None:
-    model = build("mobilenet_v3_small", image_size=[40, 32])
+@pytest.mark.parametrize("architecture", ["mobilenet_v3_small", "regnet_y_400mf"])
+def test_saved_and_loaded_bit_by_bit(tmp_path: Path, architecture: str) -> None:
+    model = build(architecture, image_size=[40, 32])
     with artifacts.outputs() as files:
         models.save(files, tmp_path, model, ["a", "b", "c"], Metadata())
     opened = models.load(tmp_path)
@@ -109,6 +110,16 @@ def test_saved_and_loaded_bit_by_bit(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.network.state_dict().items())
     image = Image.new("RGB", (50, 60), (9, 99, 199))
     assert torch.equal(model.transform(image), again.transform(image)) and again.transform(image).shape == (3, 40, 32)
+
+
+def test_what_is_loaded_is_not_made_at_random_first(tmp_path: Path) -> None:
+    model = build()
+    with artifacts.outputs() as files:
+        models.save(files, tmp_path, model, ["a", "b", "c"], Metadata())
+    before = torch.get_rng_state()
+    network = models.load(tmp_path).classifier.network
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"cpu"}
 
 
 def test_a_state_that_does_not_fit(tmp_path: Path) -> None:
