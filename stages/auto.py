@@ -4,8 +4,8 @@ Goes on where NSF's identify (Li et al., section 3.1) ends: `stages.attributes` 
 the measurements.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from stages import distributed
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.003)
 # A group of fewer samples says nothing about accuracies.
 LEAST_SCORED = 3
+# Where strengths are compared, a pseudo-group's accuracy counts with so many samples of the mean accuracy beside its own.
+PULL = 3
 # What carries a repair, see `Evidence` and docs/method.md, "When the base head is kept": the mirror of the completed
 # minority at most, what the repair recovers at least, both together at least, and the gain in the worst groups at least.
 MOST_MIRROR = -0.5
@@ -297,7 +299,8 @@ def retrain(
 ) -> Retrained:
     """A head by L2 logistic regression on standardised features, rare class x pseudo-attribute cells weighing the more.
 
-    The penalty is the one with the best mean accuracy of the worst quarter of pseudo-groups, out of fold.
+    The penalty is chosen out of fold: by `worse_half` of the pseudo-groups where there is one reading of them, otherwise by
+    the loss that the head is fitted by, for it is made for no single reading's groups.
 
     Args:
         features: (n, d) float32.
@@ -313,9 +316,38 @@ def retrain(
     )  # fmt: skip
     new = group_balanced(
         features, labels, named.readings,
-        classes=classes, scaling=scaling, regularization=regularization, rarity=RARITY, seed=seed, progress=progress,
+        classes=classes, scaling=scaling, regularization=regularization, rarity=RARITY,
+        merit=_likelihood if len(named.readings) > 1 else worse_half, seed=seed, progress=progress,
     )  # fmt: skip
     return replace(new, namings=named.namings, shared=named.shared)
+
+
+def worst_quarter_of(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "Tensor") -> float:
+    """The `worst_quarter` of the groups (n,) under logits (n, C): what an oracle's strength is chosen by."""
+    return worst_quarter(logits.argmax(dim=1) == labels, groups)
+
+
+def worse_half(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "Tensor") -> float:
+    """Mean accuracy of the worse half of the groups (n,) under logits (n, C), each pulled toward the mean of all samples.
+
+    The worst group alone, often a handful of samples and some of them misnamed, chooses badly (docs/method.md).
+    """
+    import torch
+
+    right = logits.argmax(dim=1) == labels
+    _, members, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    hits = torch.bincount(members[right], minlength=len(counts))
+    rates = ((hits + PULL * right.double().mean()) / (counts + PULL)).sort().values
+    # Rounded, so that equal settings stay equal on every machine, and the stronger penalty wins.
+    return round(float(rates[: max(1, len(rates) // 2)].mean()), 6)
+
+
+def _likelihood(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "Tensor") -> float:
+    """Mean log-likelihood of the labels under logits (n, C), by the weights (n,) of sum 1."""
+    import torch
+
+    log_p = torch.log_softmax(logits.double(), dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
+    return round(float(log_p @ weights.double()), 6)
 
 
 def group_balanced(
@@ -327,10 +359,15 @@ def group_balanced(
     scaling: Moments,
     regularization: float | None = None,
     rarity: float = 0.0,
+    merit: "Callable[[Tensor, Tensor, Tensor, Tensor], float]" = worst_quarter_of,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Retrained:
-    """`retrain` with given attributes, pseudo-attributes (K, n) or, for an oracle, the true ones (n,); see `balanced`."""
+    """`retrain` with given attributes, pseudo-attributes (K, n) or, for an oracle, the true ones (n,); see `balanced`.
+
+    Args:
+        merit: how good a strength is, of logits out of fold, labels, groups by most readings, and the weights of samples.
+    """
     readings = attributes.view(-1, len(labels))
     values = int(readings.max()) + 1
     weights = _weights(labels, readings, classes, values, rarity)
@@ -339,8 +376,8 @@ def group_balanced(
     guesses, _ = held_out(
         features, labels, weights, fold, classes=classes, penalties=penalties, scaling=scaling, progress=progress
     )
-    right = [logits.argmax(dim=1) == labels for logits in guesses]
-    merits = [fmean(worst_quarter(each, labels * values + reading) for reading in readings) for each in right]
+    groups = labels * values + agreed(readings)
+    merits = [merit(logits, labels, groups, weights) for logits in guesses]
     best = merits.index(max(merits))
     heads: Heads | None = None
     for step, penalty in enumerate(penalties[: best + 1]):
@@ -351,7 +388,7 @@ def group_balanced(
     progress("retrain", best + 1, best + 1)
     assert heads is not None
     weight, bias = heads.on_features(scaling)
-    return Retrained(weight[0], bias[0], readings, penalties[best], right[best], scaling)
+    return Retrained(weight[0], bias[0], readings, penalties[best], guesses[best].argmax(dim=1) == labels, scaling)
 
 
 def _weights(labels: "Tensor", readings: "Tensor", classes: int, values: int, rarity: float) -> "Tensor":
