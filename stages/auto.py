@@ -317,7 +317,7 @@ def retrain(
     new = group_balanced(
         features, labels, named.readings,
         classes=classes, scaling=scaling, regularization=regularization, rarity=RARITY,
-        merit=_likelihood if len(named.readings) > 1 else worse_half, seed=seed, progress=progress,
+        merit=likelihood if len(named.readings) > 1 else worse_half, seed=seed, progress=progress,
     )  # fmt: skip
     return replace(new, namings=named.namings, shared=named.shared)
 
@@ -342,7 +342,7 @@ def worse_half(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "T
     return round(float(rates[: max(1, len(rates) // 2)].mean()), 6)
 
 
-def _likelihood(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "Tensor") -> float:
+def likelihood(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "Tensor") -> float:
     """Mean log-likelihood of the labels under logits (n, C), by the weights (n,) of sum 1."""
     import torch
 

@@ -1,5 +1,6 @@
 """update.solver auto: the new head, the verdict, and when the base head is kept; on planted features."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,18 @@ from safetensors.torch import load_file, save_file
 from stages import auto
 from stages.artifacts import read
 from stages.attributes import EVENNESSES, SEEDS
-from stages.auto import Draw, Evidence, group_balanced, repair, retrain, weigh, worst_quarter
+from stages.auto import (
+    PENALTIES,
+    Draw,
+    Evidence,
+    group_balanced,
+    likelihood,
+    repair,
+    retrain,
+    weigh,
+    worse_half,
+    worst_quarter,
+)
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict, assess, identify
 from stages.logistic import moments
 from stages.passes import predict
@@ -222,6 +234,37 @@ def test_worst_quarter() -> None:
     assert worst_quarter(right, groups) == pytest.approx((0 + 0.5) / 2)
     # A group of two says nothing.
     assert worst_quarter(torch.tensor([True] * 4 + [False] * 2), torch.tensor([0] * 4 + [1] * 2)) == 1.0
+
+
+def test_worse_half() -> None:
+    """Of 1, 9, 9, 9 samples 0, 6, 9, 9 are right: the worse two count as (0 + 3 * 24/28) / 4 and (6 + 3 * 24/28) / 12."""
+    groups = torch.tensor([0] + [1] * 9 + [2] * 9 + [3] * 9)
+    labels = torch.zeros(28, dtype=torch.int64)
+    labels[:4] = 1
+    logits = torch.tensor([[1.0, 0.0]]).expand(28, 2)
+    assert worse_half(logits, labels, groups, torch.ones(28)) == pytest.approx((18 / 28 + 20 / 28) / 2, abs=1e-6)
+
+
+def test_likelihood() -> None:
+    logits = torch.tensor([[0.0, 0.0], [0.0, 9.0]])
+    weights = torch.tensor([0.75, 0.25])
+    expected = 0.75 * math.log(0.5) - 0.25 * math.log(1 + math.exp(9))
+    assert likelihood(logits, torch.tensor([1, 0]), torch.tensor([0, 1]), weights) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("classes", "judge"), [(2, "worse_half"), (3, "likelihood")])
+def test_the_strength_is_the_best_by_the_measure(monkeypatch: pytest.MonkeyPatch, classes: int, judge: str) -> None:
+    features, labels, _ = spurious(600, bias=0.95, classes=classes)
+    seen: list[torch.Tensor] = []
+
+    def third(logits: torch.Tensor, *rest: torch.Tensor) -> float:
+        seen.append(logits)
+        return float(len(seen) == 3)
+
+    monkeypatch.setattr(auto, judge, third)
+    new = retrain(features, labels, identify(features, labels).nearest, classes=classes)
+    assert len(seen) == len(PENALTIES) and new.penalty == PENALTIES[2]
+    assert torch.equal(new.right, seen[2].argmax(dim=1) == labels)
 
 
 def test_a_sample_weighs_the_mean_of_what_readings_make_it_weigh() -> None:
