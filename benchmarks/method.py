@@ -2,6 +2,7 @@
 
     python -m benchmarks.method              # the pools of role report: an hour of CPU, once `benchmarks.pools` are made
     python -m benchmarks.method --role fresh # those that were made last; others' lines stay
+    python -m benchmarks.method --pools four-96 five-95
     python -m benchmarks.method --auto       # measure solver auto anew and leave the rest: a quarter of an hour
     python -m benchmarks.method --docs       # write what was measured into docs/method.md, tables and curves
 
@@ -187,13 +188,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--docs", action="store_true", help="write the tables and curves of docs/method.md, measure nothing")
     parser.add_argument("--auto", action="store_true", help="measure solver auto anew in the lines that there are, no more")
     parser.add_argument("--role", choices=(*ROLES, "all"), default="report", help="which pools")
+    parser.add_argument("--pools", nargs="+", help="which pools, by name and of whatever role")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     # Neighbours share a pool, which a worker then loads once.
+    chosen = given.pools or [pool.name for pool in POOLS if given.role in ("all", pool.role)]
+    if unknown := set(chosen) - {pool.name for pool in POOLS}:
+        parser.error(f"no pool is named {', '.join(sorted(unknown))}")
     jobs = sorted(
-        (job for job in sets() if given.role in ("all", job[1].pool.role)),
-        key=lambda job: (job[1].pool.role, job[1].pool.name),
+        (job for job in sets() if job[1].pool.name in chosen), key=lambda job: (job[1].pool.role, job[1].pool.name)
     )
     known = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
     if given.auto:
@@ -205,9 +209,8 @@ def main(arguments: Sequence[str]) -> None:
     elif not given.docs:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         with given.out.open("w") as file:
-            # Lines of other roles stay.
-            roles = {job[1].pool.role for job in jobs}
-            file.writelines(json.dumps(line) + "\n" for line in known if line["role"] not in roles)
+            # Lines of other pools stay.
+            file.writelines(json.dumps(line) + "\n" for line in known if line["pool"] not in chosen)
             for line in _lines(measure, jobs, given.processes):
                 file.write(json.dumps(line) + "\n")
                 file.flush()

@@ -32,7 +32,7 @@ PULL = 3
 MOST_MIRROR = -0.5
 LEAST_RECOVERED = 0.45
 LEAST_TOGETHER = 0.78
-LEAST_GAINED = 0.1
+LEAST_GAINED = 0.02
 # Where classes plainly share their shifts (nats for each sample of the minority) less will do of the first two, and the
 # third is not asked for; where the mirror is as clear as can be, no gain is, nor of a head from several readings: a gain
 # is measured on the groups that most of them agree on, and the head is of no single one of them.
@@ -40,8 +40,10 @@ PLAINLY_SHARED = 4.0
 MOST_MIRROR_SHARED = -0.3
 LEAST_RECOVERED_SHARED = 0.1
 CLEAR_MIRROR = -0.85
-# The completed minority's mirror from which on it speaks for a verdict that could not tell.
+# The completed minority's mirror up to which it speaks for a bias where the verdict could not tell, or was "not biased" with
+# a mirror up to DOUBTED.
 TELLING_MIRROR = -0.6
+DOUBTED = -0.1
 # A head that is so much better at the classes needs no other evidence: the base head errs on what is plentiful here.
 PLAINLY_BETTER = 0.1
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
@@ -84,7 +86,7 @@ class Repaired:
 
     Attributes:
         weight, bias: the head to use, the new or the base one.
-        verdict: of `identify`, or of the second look where that could not tell.
+        verdict: of `identify`, or of the second look where that could not tell or was in doubt.
         retrained: None where the verdict alone has decided.
         kept: why the base head is kept, in words; None where it is not.
         evidence: what decides beside the verdict; None where the verdict alone has decided.
@@ -132,7 +134,8 @@ def repair(
     verdict = assess(features, labels, found, base, progress=progress)
     # What there is to fall back on.
     kept = None if force else base
-    if kept is not None and verdict.bias == NOT_BIASED:
+    doubted = verdict.bias == CANNOT_TELL or (verdict.mirror is not None and verdict.mirror <= DOUBTED)
+    if kept is not None and verdict.bias == NOT_BIASED and not doubted:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None)
     drawn = draw(features, labels, found.nearest, seed=seed)
     if regularization is not None:
@@ -144,9 +147,9 @@ def repair(
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
         evidence = weigh(drawn, new, base, classes=classes)
-    if verdict.bias == CANNOT_TELL and evidence.tells():
+    if verdict.bias != BIASED and doubted and evidence.tells():
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
-    if kept is not None and verdict.bias == CANNOT_TELL:
+    if kept is not None and verdict.bias != BIASED:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", evidence)
     new = _for_all(features, labels, found.nearest, drawn, new)
     if kept is not None and not evidence.carries(verdict, several=len(new.readings) > 1):
