@@ -147,7 +147,7 @@ def repair(
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
         evidence = weigh(drawn, new, base, classes=classes)
-    if verdict.bias != BIASED and doubted and evidence.tells():
+    if verdict.bias != BIASED and doubted and evidence.tells(verdict):
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
     if kept is not None and verdict.bias != BIASED:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", evidence)
@@ -254,8 +254,13 @@ class Evidence:
         """Whether the new head is so much better at the classes that the base head must rely on something else."""
         return self.better is not None and self.better >= PLAINLY_BETTER
 
-    def tells(self) -> bool:
-        """Whether there is a bias, though the verdict could not tell."""
+    def tells(self, verdict: Verdict) -> bool:
+        """Whether there is a bias, though this verdict could not tell or, in doubt, said that there was none.
+
+        Against "not biased" the mirror alone speaks: what flipped labels or several look-alike classes leave is shared, too.
+        """
+        if verdict.bias == NOT_BIASED:
+            return self.mirror is not None and self.mirror <= TELLING_MIRROR
         return self.plainly_better() or self.mirrored(TELLING_MIRROR)
 
     def carries(self, verdict: Verdict, *, several: bool = False) -> bool:

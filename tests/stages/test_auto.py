@@ -126,6 +126,13 @@ def test_a_second_look_at_what_identify_is_not_sure_of(off: float, first: str) -
         assert worst_group((done.weight, done.bias)) > worst_group(base) + 0.3
 
 
+def test_against_not_biased_the_mirror_alone_speaks() -> None:
+    shared, mirrored = Evidence(-0.4, 0.6, 0.2, 5.0, 0.2), Evidence(-0.7, 0.6, 0.2, -1.0, 0.0)
+    unsure, not_biased = Verdict(CANNOT_TELL, -0.25, []), Verdict(NOT_BIASED, -0.15, [])
+    assert shared.tells(unsure) and mirrored.tells(unsure) and mirrored.tells(not_biased)
+    assert not shared.tells(not_biased)
+
+
 def test_a_head_that_is_plainly_better_is_carried() -> None:
     """An even validation split: the base head errs on half of it, and a new one need not show where the bias lies."""
     features, labels, attributes = spurious(2000, bias=0.5)
@@ -137,9 +144,9 @@ def test_a_head_that_is_plainly_better_is_carried() -> None:
     gains = [float(new.right[labels == y].double().mean() - right[labels == y].double().mean()) for y in (0, 1)]
     assert evidence.better == pytest.approx(sum(gains) / 2, abs=1e-6) and evidence.better > 0.3
     told = Verdict(CANNOT_TELL, None, [])
-    assert evidence.tells() and evidence.carries(told)
+    assert evidence.tells(told) and evidence.carries(told)
     nothing = replace(evidence, mirror=None, better=0.05)
-    assert not nothing.tells() and not nothing.carries(told)
+    assert not nothing.tells(told) and not nothing.carries(told)
 
 
 @pytest.mark.parametrize(
