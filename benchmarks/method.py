@@ -188,14 +188,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--docs", action="store_true", help="write the tables and curves of docs/method.md, measure nothing")
     parser.add_argument("--auto", action="store_true", help="measure solver auto anew in the lines that there are, no more")
     parser.add_argument("--role", choices=(*ROLES, "all"), default="report", help="which pools")
-    parser.add_argument("--pools", nargs="+", help="which pools, by name and of whatever role")
+    names = [pool.name for pool in POOLS]
+    parser.add_argument(
+        "--pools", nargs="+", choices=names, metavar="POOL", help="which pools, by name and of whatever role"
+    )
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
-    # Neighbours share a pool, which a worker then loads once.
     chosen = given.pools or [pool.name for pool in POOLS if given.role in ("all", pool.role)]
-    if unknown := set(chosen) - {pool.name for pool in POOLS}:
-        parser.error(f"no pool is named {', '.join(sorted(unknown))}")
+    # Neighbours share a pool, which a worker then loads once.
     jobs = sorted(
         (job for job in sets() if job[1].pool.name in chosen), key=lambda job: (job[1].pool.role, job[1].pool.name)
     )

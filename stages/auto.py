@@ -134,7 +134,7 @@ def repair(
     verdict = assess(features, labels, found, base, progress=progress)
     # What there is to fall back on.
     kept = None if force else base
-    doubted = verdict.bias == CANNOT_TELL or (verdict.mirror is not None and verdict.mirror <= DOUBTED)
+    doubted = verdict.bias == NOT_BIASED and verdict.mirror is not None and verdict.mirror <= DOUBTED
     if kept is not None and verdict.bias == NOT_BIASED and not doubted:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None)
     drawn = draw(features, labels, found.nearest, seed=seed)
@@ -147,7 +147,7 @@ def repair(
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
         evidence = weigh(drawn, new, base, classes=classes)
-    if verdict.bias != BIASED and doubted and evidence.tells(verdict):
+    if (verdict.bias == CANNOT_TELL or doubted) and evidence.tells(verdict):
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
     if kept is not None and verdict.bias != BIASED:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", evidence)
@@ -340,14 +340,9 @@ def worse_half(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "T
 
     The worst group alone, often a handful of samples and some of them misnamed, chooses badly (docs/method.md).
     """
-    import torch
-
     right = logits.argmax(dim=1) == labels
-    _, members, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    hits = torch.bincount(members[right], minlength=len(counts))
-    rates = ((hits + PULL * right.double().mean()) / (counts + PULL)).sort().values
-    # Rounded, so that equal settings stay equal on every machine, and the stronger penalty wins.
-    return round(float(rates[: max(1, len(rates) // 2)].mean()), 6)
+    hits, counts = _hits(right, groups)
+    return _worst((hits + PULL * right.double().mean()) / (counts + PULL), 2)
 
 
 def likelihood(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "Tensor") -> float:
@@ -411,10 +406,22 @@ def _weights(labels: "Tensor", readings: "Tensor", classes: int, values: int, ra
 
 def worst_quarter(right: "Tensor", groups: "Tensor") -> float:
     """Mean accuracy of the worst quarter of the groups that have LEAST_SCORED samples (of four groups: of the worst)."""
+    hits, counts = _hits(right, groups)
+    rates = (hits / counts)[counts >= LEAST_SCORED]
+    return _worst(rates, 4) if len(rates) else float(right.double().mean())
+
+
+def _hits(right: "Tensor", groups: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """How many samples of each group (G,) are right, float64, and how many there are."""
     import torch
 
     _, members, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    hits = torch.bincount(members[right], minlength=len(counts))
-    rates = (hits.double() / counts)[counts >= LEAST_SCORED].sort().values
-    # Rounded, so that equal settings stay equal on every machine, and the stronger penalty wins.
-    return round(float(rates[: max(1, len(rates) // 4)].mean()), 6) if len(rates) else float(right.double().mean())
+    return torch.bincount(members[right], minlength=len(counts)).double(), counts
+
+
+def _worst(rates: "Tensor", part: int) -> float:
+    """Mean of the lowest 1 / part of the rates (G,), of one at least.
+
+    Rounded, so that equal settings stay equal on every machine, and the stronger penalty wins.
+    """
+    return round(float(rates.sort().values[: max(1, len(rates) // part)].mean()), 6)

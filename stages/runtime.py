@@ -104,7 +104,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that a network's layers free and allocate again; does nothing under another C library.
 
     It would give the memory back after a layer and fetch it for the next, which the kernel then fills with zeros: a tenth of
-    ResNet-18's time. Where the environment sets these thresholds it is left to that.
+    ResNet-18's time. Where the environment sets anything of glibc's allocator, all is left to that.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return

@@ -1,6 +1,7 @@
 """torchvision's image classifiers, by name."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
@@ -73,16 +74,13 @@ def rebuild(*, folder: Path, **spec: Any) -> Classifier:
     """The classifier that `nsf train` saved to `folder`, before its weights are loaded: they are not filled in at random."""
     import torch
 
-    try:
-        with torch.device("meta"):
-            model = build(**spec)
-    except NotImplementedError:
-        # RegNet works its widths out with tensors, for which there must be numbers.
-        return build(**spec)
-    if {name for name, _ in model.network.named_buffers()} - model.network.state_dict().keys():
-        return build(**spec)
-    model.network.to_empty(device="cpu")
-    return model
+    # RegNet works its widths out with tensors, for which there must be numbers.
+    with suppress(NotImplementedError), torch.device("meta"):
+        model = build(**spec)
+        if model.network.state_dict().keys() >= {name for name, _ in model.network.named_buffers()}:
+            model.network.to_empty(device="cpu")
+            return model
+    return build(**spec)
 
 
 def _network(architecture: str, classes: int) -> "nn.Module":
