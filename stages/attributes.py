@@ -221,8 +221,11 @@ class _Mixture:
         own = (covariance.diagonal() / len(labels)).clamp(min=1e-6)
         covariance *= (1 - SHRINKAGE) / len(labels)
         covariance.diagonal().add_(SHRINKAGE * own)
-        torch.linalg.cholesky(covariance.mT, out=covariance.mT)
-        return cls(features, labels, classes, scaling, seed, torch.cholesky_inverse(covariance.mT), centroids)
+        # In place, a factor and then the inverse: LAPACK wants the columns in a row.
+        columns = covariance.mT
+        torch.linalg.cholesky(columns, out=columns)
+        torch.cholesky_inverse(columns, out=columns)
+        return cls(features, labels, classes, scaling, seed, columns, centroids)
 
     def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", Naming]:
         """Rounds until names stay: the names (n,) and the last naming."""

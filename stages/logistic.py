@@ -37,6 +37,8 @@ CHANGE_TOLERANCE = 1e-7
 # the compiled loop.
 LEAST_SHARED = 1 << 18
 MANY_CLASSES = 32
+# Columns of a block that `moments` sums together.
+COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,15 @@ def moments(features: "Features") -> Moments:
 
     samples, width = distributed.count(features.shape[0]), features.shape[1]
     total = torch.zeros(width, dtype=torch.float64, device=features.device)
+    # Some columns at a time: PyTorch makes a float64 copy of what it sums.
     for (rows,) in blocks(features):
-        total += rows.sum(dim=0, dtype=torch.float64)
+        for part, own in zip(torch.split(rows, COLUMNS, dim=1), torch.split(total, COLUMNS), strict=True):
+            own += part.sum(dim=0, dtype=torch.float64)
     mean = (distributed.summed(total) / samples).to(torch.float32)
     squares = torch.zeros_like(total)
     for (rows,) in blocks(features):
-        squares += (rows - mean).square_().sum(dim=0, dtype=torch.float64)
+        for part, middle, own in zip(*(torch.split(each, COLUMNS, dim=-1) for each in (rows, mean, squares)), strict=True):
+            own += (part - middle).square_().sum(dim=0, dtype=torch.float64)
     deviation = (distributed.summed(squares) / samples).sqrt().to(torch.float32)
     # Below this a feature is a constant with rounding errors, and dividing by it would blow them up.
     constant = deviation <= 1e-6 * mean.abs().clamp(min=1e-30)
