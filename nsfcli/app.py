@@ -43,6 +43,7 @@ ARGUMENTS = "nsf.arguments"
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141
 EXIT_TERMINATED = 143
 
 
@@ -94,12 +95,12 @@ class Group(TyperGroup):
             Console().error(str(error))
             raise typer.Exit(EXIT_USER_ERROR) from error
         except KeyboardInterrupt as error:
-            Console().error("interrupted; nothing was written.")
+            Console().error("interrupted; no artifact was written.")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         except BrokenPipeError as error:
             # Whoever read our stdout has stopped reading: nothing to tell, and nothing more to flush at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(EXIT_USER_ERROR) from error
+            raise typer.Exit(EXIT_PIPE_CLOSED) from error
         except Exception as error:
             # Typer's and Click's own exceptions know how to show themselves.
             settings = ctx.obj

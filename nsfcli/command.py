@@ -42,11 +42,13 @@ def base_head(head: Path | None, features: Path, standard_features: Path) -> Pat
     """
     if head is not None:
         return head
-    if features != standard_features:
-        return None
     # Here, for it takes a while to import, and only a command that runs needs it.
     from stages import artifacts
 
+    # In shards they go by the name of their index as well.
+    standard = standard_features, standard_features.with_name(standard_features.name + artifacts.INDEX_SUFFIX)
+    if features.resolve() not in {path.resolve() for path in standard}:
+        return None
     return HEAD if HEAD.exists() or artifacts.written_by_nsf(features) else None
 
 
@@ -67,7 +69,10 @@ FeaturesOption = Annotated[
 ]
 HeadOption = Annotated[
     Path | None,
-    _option("The base linear head: safetensors with `weight` (C,d), `bias` (C,); default: artifacts/head.safetensors."),
+    _option(
+        "The base linear head: safetensors with `weight` (C,d), `bias` (C,); default: artifacts/head.safetensors "
+        "for features at the standard path, none for others."
+    ),
 ]
 IdentifyOption = Annotated[Path, _option("What `nsf identify` wrote.")]
 NeutralizeOption = Annotated[Path, _option("What `nsf neutralize` wrote.")]

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # Work that ends sooner shows no progress bar.
 PATIENCE_SECONDS = 1.0
+# No table is as wide.
+WIDEST = 10_000
 
 
 class Console:
@@ -37,7 +39,10 @@ class Console:
             if line:
                 rich.print(line, markup=False)
             for table in tables:
-                rich.print(table.rich())
+                made = table.rich()
+                # Where the window is narrow, lines wrap, and every number is there.
+                rich.width = max(rich.width, rich.measure(made, options=rich.options.update(width=WIDEST)).maximum)
+                rich.print(made)
         # Here, where a closed pipe can still be told from a failure, and not when Python ends.
         sys.stdout.flush()
 

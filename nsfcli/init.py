@@ -24,6 +24,10 @@ Source = StrEnum("Source", ["torchvision", "timm", "transformers", "callable"])
 # A table's suffix -> data.format.
 TABLES = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
 
+# Where models of images alone come from, and what to give for texts.
+IMAGE_SOURCES = ("torchvision", "timm")
+TEXT_MODEL = "give --name (a transformers folder or hub id) or --function (module:function)"
+
 # Where the comments of params.yaml begin.
 COMMENT_COLUMN = 34
 
@@ -102,7 +106,15 @@ def init(
         model = {"source": source and str(source), "architecture": architecture, "weights": weights, "name": name,
                  "function": function}  # fmt: skip
         given = {key: value for key, value in model.items() if value}
-        sections["model"] = _complete(folder, given or (_ask_for_model() if _is_terminal() else {}))
+        if not given and (_is_terminal() or text_column):
+            given = _ask_for_model(texts=bool(text_column))
+        sections["model"] = _complete(folder, given)
+        if text_column and sections["model"]["source"] in IMAGE_SOURCES:
+            raise BadParameter(
+                f"{sections['model']['source']} has models of images, and --text-column names texts",
+                where="init",
+                do=TEXT_MODEL,
+            )
     trains = train if train is not None else preset is not None or _is_untrained(sections.get("model", {}))
     if trains and sections.get("model", {}).get("source") == "transformers":
         sections.setdefault("train", FINE_TUNING)
@@ -155,10 +167,13 @@ def _ask_for_data() -> tuple[Path | None, Path | None, Path | None]:
     return (None, path, None) if path.suffix in TABLES else (path, None, None)
 
 
-def _ask_for_model() -> dict[str, Any]:
-    answer = typer.prompt(
-        "Model: a torchvision name, a transformers folder or hub id, or module:function", default="resnet50"
-    )
+def _ask_for_model(*, texts: bool) -> dict[str, Any]:
+    if texts and not _is_terminal():
+        raise BadParameter("no model of texts is named", where="init", do=TEXT_MODEL)
+    what, usual = "a transformers folder or hub id, or module:function", None if texts else "resnet50"
+    answer = typer.prompt(f"Model: {what}" if texts else f"Model: a torchvision name, {what}", default=usual)
+    if texts and ":" not in answer:
+        return {"name": answer}
     if ":" in answer:
         return {"function": answer}
     if "/" in answer or Path(answer).is_dir():
@@ -191,7 +206,7 @@ def _complete(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     weights = str(model.get("weights", ""))
     if weights.endswith(SUFFIXES) and not (folder / weights).is_file():
         raise MissingFile("is not there", where=folder / weights, do="name it as seen from the folder to set up")
-    if model["source"] in ("torchvision", "timm"):
+    if model["source"] in IMAGE_SOURCES:
         model.setdefault("architecture", "resnet50")
         # An ERM model to be trained starts from ImageNet.
         model.setdefault("weights", "DEFAULT")
@@ -200,7 +215,7 @@ def _complete(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
 
 def _is_untrained(model: Mapping[str, Any]) -> bool:
     """Whether the model of this section is one that `nsf train` trains first."""
-    return model.get("source") in ("torchvision", "timm") and model.get("weights") in (None, "DEFAULT")
+    return model.get("source") in IMAGE_SOURCES and model.get("weights") in (None, "DEFAULT")
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -1,35 +1,18 @@
 """nsf metrics."""
 
-import json
 from typing import Any
 
 import typer
 
 from nsfcli.command import METRICS, MetricsOption, Settings
 from nsfcli.console import Console, Table
-from stages.errors import MissingFile, WrongArtifact
+from stages.metrics import read_metrics
 
 
 def metrics(ctx: typer.Context, metrics: MetricsOption = METRICS) -> None:
     """Show the table of metrics/evaluate.json: ERM beside NSF, each group."""
     settings: Settings = ctx.obj
-    try:
-        result = json.loads(metrics.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingFile("there is no such file", where=metrics, do="`nsf evaluate` makes it") from error
-    except (OSError, ValueError) as error:
-        raise WrongArtifact("cannot be read as JSON", where=metrics, do="`nsf evaluate` makes it") from error
-    if not _written_by_evaluate(result):
-        raise WrongArtifact("holds no metrics of `nsf evaluate`", where=metrics, do="`nsf evaluate` makes it")
-    show(result, settings.console)
-
-
-def _written_by_evaluate(result: Any) -> bool:
-    if not isinstance(result, dict) or not isinstance(result.get("samples"), dict):
-        return False
-    reports = [result.get("nsf"), *([result["base"]] if result.get("base") is not None else [])]
-    keys = {"worst_group_accuracy", "mean_accuracy", "classes", "groups"}
-    return all(isinstance(report, dict) and keys <= report.keys() for report in reports)
+    show(read_metrics(metrics), settings.console)
 
 
 def show(result: dict[str, Any], console: Console) -> None:

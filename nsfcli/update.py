@@ -49,13 +49,14 @@ def update(
 
     settings: Settings = ctx.obj
     sections = params.load("update", overrides, settings.params)
+    base = base_head(head, features, VAL)
     with settings.console.progress() as progress:
         summary = run(
             features=features,
             identify=identify,
             neutralize=neutralize,
             eliminate=eliminate,
-            head=base_head(head, features, VAL),
+            head=base,
             out=out,
             force=force,
             device=settings.device,
@@ -66,6 +67,8 @@ def update(
         remedy = "; --force returns the new head all the same" if summary["solver"] == "auto" else ""
         settings.console.message(f"No repair, the base head is kept: {summary['kept_because']}{remedy}.")
     if summary["solver"] == "auto":
+        if base is None and not force and summary["verdict"] != "biased":
+            settings.console.message("No base head is given (--head) to keep: the new head is returned all the same.")
         new = f"new head from {summary['pseudo_minority']} samples found to be minority"
         line = f"verdict {summary['verdict']}, {'base head kept' if summary['base_head_kept'] else new} -> {out}"
     else:

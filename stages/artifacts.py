@@ -219,11 +219,16 @@ class Artifact:
         names = self.metadata.class_names
         if names is None or len(names) < classes:
             return [str(index) for index in range(classes)]
-        return [str(name) for name in names]
+        return [str(name) for name in names[:classes]]
 
 
-def read(kind: str, path: Path) -> Artifact:
+def read(kind: str, path: Path, *, attributes: bool = False) -> Artifact:
     """Read one artifact and check it on its own: tensors, types, shapes, values.
+
+    A head of one sigmoid output is given as the head of two classes that it is.
+
+    Args:
+        attributes: whether to read the group labels of features, too; without, whatever they are is left alone.
 
     Raises:
         MissingFile: the file is not there; the sentence names the command that makes it.
@@ -238,6 +243,8 @@ def read(kind: str, path: Path) -> Artifact:
     checked: dict[str, Tensor] = {}
     stored: Rows | None = None
     for name, column in KINDS[kind].columns.items():
+        if name == "attributes" and not attributes:
+            continue
         missing = [file for file, (tensors, _) in zip(files or [path], opened, strict=True) if name not in tensors]
         if missing:
             if column.optional:
@@ -252,7 +259,22 @@ def read(kind: str, path: Path) -> Artifact:
             stored = _rows(files or [path], pieces, column, sizes)
         else:
             checked[name] = _checked(name, column, _joined(name, files or [path], pieces), sizes, path)
+    if kind == "head" and sizes["C"] == 1:
+        checked["weight"], checked["bias"] = two_classes(checked["weight"], checked["bias"])
+        sizes["C"] = 2
     return Artifact(kind, path, checked, metadata, sizes, stored)
+
+
+def two_classes(weight: "Tensor", bias: "Tensor") -> "tuple[Tensor, Tensor]":
+    """The head (2, d), (2,) of two classes that gives by softmax what one sigmoid output (1, d), (1,) gives."""
+    import torch
+
+    return torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+
+
+def one_output(weight: "Tensor", bias: "Tensor") -> "tuple[Tensor, Tensor]":
+    """`two_classes` undone: the sigmoid output (1, d), (1,) that equals a head of two classes by softmax."""
+    return weight[1:] - weight[:1], bias[1:] - bias[:1]
 
 
 def _shards(path: Path) -> list[Path] | None:
@@ -338,13 +360,13 @@ def _check_finite_rows(rows: Rows, files: Sequence[Path]) -> None:
 
 
 def written_by_nsf(path: Path) -> bool:
-    """Whether the file is there and says that nsf wrote it; its tensors are left alone."""
+    """Whether the file, or the first of its shards, is there and says that nsf wrote it; its tensors are left alone."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), framework="numpy") as file:
+        with safe_open(str((_shards(path) or [path])[0]), framework="numpy") as file:
             return "schema_version" in (file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, UserError):
         return False
 
 
@@ -550,7 +572,7 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
         source: the artifact that `classes` comes from, for the sentence.
 
     Raises:
-        Mismatch: a label is beyond the classes.
+        Mismatch: a label is beyond the classes, or the features name more of them.
         BadValues: fewer than two classes, or a class with no sample.
     """
     import torch
@@ -568,6 +590,14 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
     counts = torch.bincount(features["labels"], minlength=classes or 0)
     if len(counts) < 2:
         raise BadValues("holds one class only", where=features.path, do="give samples of at least two classes")
+    named = len(features.metadata.class_names or ())
+    if named > len(counts):
+        held = f"{source.path} has {len(counts)}" if source is not None else f"its labels are 0 to {len(counts) - 1}"
+        raise Mismatch(
+            f"names {named} classes, and {held}",
+            where=features.path,
+            do="give samples of every class, and the head of the model that these features come from",
+        )
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         names = features.class_names(len(counts))
@@ -761,7 +791,8 @@ class Outputs:
     """The files one command writes: all of them appear when it succeeds, none when it fails. Made by `outputs`."""
 
     def __init__(self, protected: Sequence[Path]):
-        self._protected = {path.resolve() for path in protected}
+        self._protected: set[Path] = set()
+        self.inputs(*protected)
         self._folders: list[Path] = []
         self._pending: list[tuple[Path, Path]] = []
         self._open: list[IO[bytes]] = []
@@ -794,8 +825,16 @@ class Outputs:
         return handle
 
     def inputs(self, *paths: Path) -> None:
-        """Name more files that the command reads: none of them may be an output."""
-        self._protected |= {path.resolve() for path in paths}
+        """Name more files that the command reads, or folders of them: none of them may be an output."""
+        for path in paths:
+            self._protected |= {file.resolve() for file in (path.iterdir() if path.is_dir() else (path,))}
+
+    def check(self, path: Path) -> None:
+        """Raise what `file` would, before the work that ends in this output."""
+        self.file(path)
+        temporary, _ = self._pending.pop()
+        self._open.pop().close()
+        temporary.unlink()
 
     def text(self, path: Path, text: str) -> None:
         if not distributed.rank():
@@ -853,10 +892,10 @@ class Outputs:
             for temporary, path in self._pending:
                 old = temporary.with_name(f"{temporary.name[:-4]}.old.tmp") if path.exists() else None
                 if old is not None:
-                    os.link(path, old)
+                    _second_name(path, old)
                 kept.append((path, old))
                 temporary.replace(path)
-        except OSError:
+        except BaseException:
             for path, old in reversed(kept):
                 if old is not None:
                     old.replace(path)
@@ -880,8 +919,24 @@ class Outputs:
                 folder.rmdir()
 
 
+def _second_name(path: Path, name: Path) -> None:
+    try:
+        os.link(path, name)
+    except OSError:
+        if path.is_dir():
+            raise
+        # Some file systems know no hard links; there the file is gone from its place until the new one comes.
+        path.rename(name)
+
+
 def _signed(kind: str, metadata: Metadata) -> Metadata:
     return replace(metadata, kind=kind, stage=KINDS[kind].stage)
+
+
+def named_in(*sections: Mapping[str, Any]) -> list[Path]:
+    """The files and folders that sections `data` and `model` of params.yaml name, for `outputs`."""
+    keys = ("file", "weights", "name", "checkpoint")
+    return [Path(str(section[key])) for section in sections for key in keys if section.get(key)]
 
 
 @contextmanager
@@ -889,7 +944,7 @@ def outputs(*inputs: Path | None) -> Iterator[Outputs]:
     """All outputs of one command, written atomically: temporary files, fsync, then renamed together.
 
     Args:
-        inputs: the files that the command reads; none of them may be an output.
+        inputs: the files that the command reads, or folders of them; none of them may be an output.
 
     Raises:
         CannotWrite: an output cannot be written; nothing is left behind.

@@ -284,8 +284,8 @@ def run(
     import torch
 
     target = begin(device)
-    data = artifacts.read("features", features)
-    held_out = artifacts.read("features", test)
+    data = artifacts.read("features", features, attributes=True)
+    held_out = artifacts.read("features", test, attributes=True)
     base = artifacts.read("head", head)
     artifacts.agree("d", data, held_out, base)
     classes = artifacts.check_labels(data, base.sizes["C"], source=base)
@@ -300,6 +300,7 @@ def run(
             do="give more validation samples",
         )
     with artifacts.outputs(features, test, head) as files, reproducible(0):
+        files.check(out)
         attributes = data.get("attributes")
         result = compare(
             data["features"].to(target),

@@ -32,14 +32,14 @@ def run(
     CSV `groups_out`, for plots.
 
     Returns:
-        What `metrics_out` holds: {"base": report or None, "nsf": report, "samples": {group or class: count}}, the
-        reports as `stages.metrics.report` gives them.
+        What `metrics_out` holds: {"base": report or None, "nsf": report, "samples": {group or class: count},
+        "update": [its fingerprint]}, the reports as `stages.metrics.report` gives them.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit; nothing is written.
     """
     target = begin(device)
-    data = artifacts.read("features", features)
+    data = artifacts.read("features", features, attributes=True)
     new = artifacts.read("update", update)
     base = artifacts.read("head", head) if head is not None else None
     artifacts.agree("d", data, new, base)
@@ -62,6 +62,8 @@ def run(
             "base": metrics.report(predictions["base"], *named, train_groups) if base is not None else None,
             "nsf": metrics.report(predictions["nsf"], *named, train_groups),
             "samples": {name: int(chosen.sum()) for name, chosen in (groups_of or classes_of).items()},
+            # What was measured, for export to check; in a list, which DVC does not take for a metric.
+            "update": [new.fingerprint],
         }
         inputs = {"features": data, "update": new, "head": base}
         metadata = Metadata(

@@ -1,14 +1,14 @@
 """export: the repaired model in the format that came in, only its last layer's weight and bias changed."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import artifacts, models
 from stages.artifacts import Artifact, Metadata, Outputs
-from stages.errors import BadModel, Mismatch, MissingFile, WrongArtifact
+from stages.errors import BadModel, Mismatch, MissingFile
 from stages.loading import collate
+from stages.metrics import read_metrics
 from stages.models import Classifier, Opened, checkpoints
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(
         else lies in the folder).
 
     Raises:
-        Mismatch: the artifacts were made with another model.
+        Mismatch: the artifacts were made with another model, or the metrics are another head's.
         UserError: an input is missing or wrong, or the format cannot take the new head; nothing is written.
     """
     base, new = artifacts.read("head", head), artifacts.read("update", update)
@@ -65,7 +65,7 @@ def run(
         raise Mismatch("does not say where in the model it belongs", where=head, do="run `nsf extract`, which notes it")
     weight, bias = new["folded_weight"], new["folded_bias"]
     if base.metadata.notes.get("single_output") == "true":
-        weight, bias = models.one_output(weight, bias)
+        weight, bias = artifacts.one_output(weight, bias)
     changes = {f"{head_name}.weight": weight, f"{head_name}.bias": bias}
     if f"{head_name}.bias" not in classifier.network.state_dict():
         raise BadModel(
@@ -204,18 +204,15 @@ def _card(
         autoescape=False,
         keep_trailing_newline=True,
     )
-    result: dict[str, Any] | None = None
-    if metrics is not None:
-        try:
-            result = json.loads(metrics.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise WrongArtifact("cannot be read as metrics", where=metrics, do="`nsf evaluate` makes it") from error
+    result = read_metrics(metrics) if metrics is not None else None
+    if result is not None and result.get("update", [new.fingerprint]) != [new.fingerprint]:
+        raise Mismatch("was measured with another head", where=metrics, do="run `nsf evaluate` again")
     return environment.get_template("model_card.md").render(
         model=opened.classifier.name,
         source=opened.classifier.spec["source"],
         classes=new.class_names(len(new["folded_weight"])),
         parameters=new.metadata.parameters,
-        kept=new.metadata.notes.get("base_head_kept") == "true",
+        kept_because=new.metadata.notes.get("kept_because"),
         samples=len(new["rescued"]),
         rescued=int(new["rescued"].sum()),
         conforming=int(new["conforming"].sum()),

@@ -189,7 +189,7 @@ def head_tensors(head: "nn.Linear") -> "tuple[torch.Tensor, torch.Tensor]":
 
     weight = head.weight.detach()
     bias = head.bias.detach() if head.bias is not None else torch.zeros(len(weight), device=weight.device)
-    return models.two_classes(weight, bias) if len(weight) == 1 else (weight, bias)
+    return artifacts.two_classes(weight, bias) if len(weight) == 1 else (weight, bias)
 
 
 def cut(model: Classifier, split: Split, device: "torch.device") -> "tuple[Callable[[Any], torch.Tensor], nn.Linear, str]":
@@ -317,7 +317,8 @@ def run(
         # The outputs come last; what is wrong with them is told first.
         if path.is_dir():
             raise CannotWrite("is a folder, and a file is to be written there", where=path, do="name a file")
-    with artifacts.outputs() as files, reproducible(seed=0):
+    read = artifacts.named_in(data, own_model or {})
+    with artifacts.outputs(model, *read) as files, reproducible(seed=0):
         first = next(iter(readers.values()))
         encode, head, head_name = cut(classifier, first, target)
         precision = str(computed).removeprefix("torch.")

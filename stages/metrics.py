@@ -1,13 +1,41 @@
 """Accuracy by class and by group (class x attribute): worst-group accuracy and its kin, in one place."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stages.errors import MissingFile, WrongArtifact
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # A sample's attribute where the data does not tell it.
 UNKNOWN = -1
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """What `nsf evaluate` wrote as JSON; see `evaluate.run`.
+
+    Raises:
+        MissingFile: there is no such file.
+        WrongArtifact: it is no JSON, or not of `nsf evaluate`.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingFile("there is no such file", where=path, do="`nsf evaluate` makes it") from error
+    except (OSError, ValueError) as error:
+        raise WrongArtifact("cannot be read as JSON", where=path, do="`nsf evaluate` makes it") from error
+    if not isinstance(found, dict) or not isinstance(found.get("samples"), dict) or not _has_reports(found):
+        raise WrongArtifact("holds no metrics of `nsf evaluate`", where=path, do="`nsf evaluate` makes it")
+    return found
+
+
+def _has_reports(found: Mapping[str, Any]) -> bool:
+    reports = [found.get("nsf"), *([found["base"]] if found.get("base") is not None else [])]
+    keys = {"worst_group_accuracy", "mean_accuracy", "classes", "groups"}
+    return all(isinstance(report, dict) and keys <= report.keys() for report in reports)
 
 
 def report(

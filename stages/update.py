@@ -206,6 +206,7 @@ def run(
     parameters: dict[str, Any] = {"solver": solver, "seed": seed}
     extra: dict[str, Any] = {}
     with artifacts.outputs(features, identify, neutralize, eliminate, head) as files, reproducible(seed):
+        files.check(out)
         x, labels = data.rows.to(target), data.own("labels").to(target)
         minority = found.own("minority").to(target)
         scale, shift = learned["scale"].to(target), learned["shift"].to(target)

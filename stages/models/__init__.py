@@ -291,15 +291,3 @@ def logits(output: Any) -> "Tensor":
     """The logits (b, C) in a network's output: itself, or what transformers, GoogLeNet and Inception wrap them in."""
     result: Tensor = getattr(output, "logits", output)
     return result.unsqueeze(1) if result.dim() == 1 else result
-
-
-def two_classes(weight: "Tensor", bias: "Tensor") -> "tuple[Tensor, Tensor]":
-    """The head (2, d), (2,) of two classes that gives by softmax what one sigmoid output (1, d), (1,) gives."""
-    import torch
-
-    return torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
-
-
-def one_output(weight: "Tensor", bias: "Tensor") -> "tuple[Tensor, Tensor]":
-    """`two_classes` undone: the sigmoid output (1, d), (1,) that equals a head of two classes by softmax."""
-    return weight[1:] - weight[:1], bias[1:] - bias[:1]

@@ -41,15 +41,16 @@ def build(
     try:
         # What the module prints is not ours to put on stdout.
         with redirect_stdout(sys.stderr):
-            made = getattr(import_module(module_name), name)
+            module = import_module(module_name)
     except ModuleNotFoundError as error:
         missing = "there is no such module" if error.name == module_name else f"it imports '{error.name}', which is missing"
         raise BadModel(f"{missing}", where=f"model.function {function}", do="run nsf in the module's folder") from error
-    except AttributeError as error:
-        raise BadModel(f"the module has no function '{name}'", where=f"model.function {function}") from error
     except (Exception, SystemExit) as error:
         where = f"model.function {function}"
         raise BadModel(f"the module cannot be imported ({type(error).__name__}: {error})", where=where) from error
+    made = getattr(module, name, None)
+    if not callable(made):
+        raise BadModel(f"the module has no function '{name}'", where=f"model.function {function}")
     arguments = dict(options or {})
     if "classes" in inspect.signature(made).parameters:
         arguments.setdefault("classes", classes)

@@ -200,6 +200,15 @@ def test_debug_shows_a_traceback(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("stages.errors.BadParameter: option --steps")
 
 
+def test_a_narrow_window_cuts_no_number(
+    nsf: Callable[..., Done], own_features: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    done = nsf("identify", "--features", own_features(), "--out", "identify.safetensors")
+    headings, _, *rows = [line for line in done.stdout.splitlines() if line.strip()][1:]
+    assert done.code == 0 and "…" not in done.stdout and len(rows) == 2 and len(headings) > 60
+
+
 def test_a_closed_pipe_is_no_failure(tmp_path: Path) -> None:
     """`nsf --json metrics | true`: whoever reads may stop reading."""
     report = {"worst_group_accuracy": None, "mean_accuracy": 1.0, "classes": {"0": 1.0}, "groups": {}}
@@ -209,7 +218,8 @@ def test_a_closed_pipe_is_no_failure(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nsfcli", "--json", "metrics", "--metrics", "m.json"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     os.close(writer)
-    assert done.stderr == ""
+    # As a command that the closed pipe has killed.
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 # ------------------------------------------------------------------------------------------- progress and interruption
@@ -247,7 +257,7 @@ def test_no_control_characters_on_a_pipe(nsf: Callable[..., Done], monkeypatch: 
 @pytest.mark.usefixtures("features")
 @pytest.mark.parametrize(
     ("sent", "code", "words", "existing"),
-    [(signal.SIGINT, 130, "nsf: interrupted; nothing was written.", None), (signal.SIGTERM, 143, "", b"yesterday's")],
+    [(signal.SIGINT, 130, "nsf: interrupted; no artifact was written.", None), (signal.SIGTERM, 143, "", b"yesterday's")],
     ids=["SIGINT", "SIGTERM"],
 )
 def test_a_long_run_shows_its_progress_and_leaves_nothing_when_stopped(

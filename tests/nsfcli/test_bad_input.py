@@ -1,5 +1,6 @@
 """Bad input of every kind: each is told in one sentence with exit code 1, and no file appears or changes."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from nsfcli.app import app
@@ -33,6 +34,7 @@ OTHERS = {
 
 PLANTED = planted()
 FEATURES, LABELS = PLANTED["features"], PLANTED["labels"]
+PLANTED_TEST = planted(seed=1)
 Refuse = Callable[..., None]
 
 
@@ -149,6 +151,59 @@ def test_a_head_is_missed_where_nsf_extracted(nsf: Callable[..., Done]) -> None:
     Path("artifacts/head.safetensors").unlink()
     for command in ("identify", "update", "evaluate"):
         assert_one_sentence(nsf(command), "artifacts/head.safetensors", "there is no such file")
+        same = str(Path("artifacts/features/val.safetensors" if command != "evaluate" else path).resolve())
+        assert_one_sentence(nsf(command, "--features", same), "artifacts/head.safetensors", "there is no such file")
+
+
+@pytest.mark.parametrize("spelled", ["./artifacts/features/../features/val.safetensors", "absolute", "index"])
+def test_the_standard_features_by_another_name_have_the_standard_head(spelled: str, nsf: Callable[..., Done]) -> None:
+    path = Path("artifacts/features/val.safetensors")
+    if spelled == "index":
+        index = {"metadata": {}, "weight_map": {"features.00001": "val-00001-of-00001.safetensors"}}
+        path.rename(path.with_name("val-00001-of-00001.safetensors"))
+        path = path.with_name("val.safetensors.index.json")
+        path.write_text(json.dumps(index))
+    name = {"absolute": str(path.resolve()), "index": str(path)}.get(spelled, spelled)
+    done = nsf("identify", "--json", "--features", name)
+    assert all(row["base_accuracy_on_minority"] is not None for row in done.json["classes"]), done.stderr
+
+
+def test_update_says_that_there_is_nothing_to_fall_back_on(nsf: Callable[..., Done]) -> None:
+    # Nothing spurious in them.
+    noise = torch.randn(SAMPLES, WIDTH // 2, generator=torch.Generator().manual_seed(0))
+    save_file({"features": torch.cat([noise, FEATURES[:, WIDTH // 2 :]], dim=1), "labels": LABELS}, "other.safetensors")
+    for command in ("identify", "neutralize", "eliminate", "update"):
+        done = nsf(command, "--features", "other.safetensors")
+        assert (done.code, "no base head is given" in done.stderr.lower()) == (0, command == "update"), done.stderr
+
+
+def test_attributes_of_any_kind_are_left_alone_before_evaluate(nsf: Callable[..., Done]) -> None:
+    path = Path("artifacts/features/val.safetensors")
+    before = Path("artifacts/update.safetensors").read_bytes()
+    for attributes in (LABELS - 100, LABELS.float(), LABELS[:7].clone()):
+        rewrite(path, path, {"attributes": attributes})
+        for command in ("identify", "neutralize", "eliminate", "update"):
+            assert nsf(command).code == 0
+        assert Path("artifacts/update.safetensors").read_bytes() == before
+
+
+def test_a_head_of_one_sigmoid_output(nsf: Callable[..., Done]) -> None:
+    """It is the head of two classes whose logits differ by its output."""
+    weight, bias = FEATURES[:1].clone(), torch.tensor([0.5])
+    for first in (weight, torch.cat([torch.zeros_like(weight), weight])):
+        save_file({"weight": first, "bias": bias if len(first) == 1 else torch.tensor([0.0, 0.5])}, "one.safetensors")
+        assert nsf("update", "--head", "one.safetensors").code == 0
+        done = nsf("evaluate", "--json", "--head", "one.safetensors")
+        expected = (PLANTED_TEST["features"] @ weight[0] + bias > 0).long()
+        assert torch.equal(load_file("artifacts/evaluate.safetensors")["base_predictions"], expected), done.stderr
+
+
+def test_more_class_names_than_classes(refuse: Refuse) -> None:
+    names = {"schema_version": "1", "class_names": '["a", "b", "c"]'}
+    rewrite(Path("artifacts/features/val.safetensors"), Path("named.safetensors"), {}, **names)
+    refuse("identify", ["--features", "named.safetensors"], "names 3 classes", "its labels are 0 to 1")
+    head = ["--features", "named.safetensors", "--head", "artifacts/head.safetensors"]
+    refuse("identify", head, "names 3 classes", "artifacts/head.safetensors has 2")
 
 
 # -------------------------------------------------------------------------------------------- one file on its own

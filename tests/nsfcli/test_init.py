@@ -143,6 +143,17 @@ def test_tables(nsf: Nsf, tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "dvc.yaml")["stages"]["train"]["deps"] == ["."]
 
 
+def test_a_table_of_texts_needs_a_model_of_texts(nsf: Nsf, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label,split\n")
+    for options, words in (
+        ([], "no model of texts is named"),
+        (["--architecture", "resnet18"], "torchvision has models of images"),
+    ):
+        done = nsf("init", "--csv", "rows.csv", "--text-column", "text", *options)
+        assert_one_sentence(done, words, "give --name (a transformers folder or hub id) or --function")
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
 def test_what_is_there_is_left_alone(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("mine: 1\n")
     (tmp_path / ".gitignore").write_text("/secret/\n")

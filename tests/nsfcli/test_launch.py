@@ -241,7 +241,7 @@ def cpu_seconds(process: int) -> float:
         (1, signal.SIGKILL, 1, "another"),
         (0, signal.SIGKILL, 1, "process 0 of this run was ended (SIGKILL)"),
         (None, signal.SIGTERM, 143, "told to stop"),
-        (None, signal.SIGINT, 130, "interrupted; nothing was written"),
+        (None, signal.SIGINT, 130, "interrupted; no artifact was written"),
     ],
 )
 def test_what_ends_one_ends_all(

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 def test_what_is_written_is_read_back(kind: str, tmp_path: Path) -> None:
     tensors = example(kind)
     path = write(kind, tmp_path / "a.safetensors", tensors)
-    artifact = read(kind, path)
+    artifact = read(kind, path, attributes=True)
     assert artifact.names == tensors.keys()
     for name, tensor in tensors.items():
         assert artifact[name].dtype == tensor.dtype and torch.equal(artifact[name], tensor)
@@ -297,6 +298,36 @@ def test_a_rename_that_fails_undoes_those_before_it(tmp_path: Path) -> None:
 def with_metadata(path: Path, **said: str) -> Path:
     save_file(example("head"), path, metadata=said)
     return path
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_without_hard_links(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems know none: the old file is renamed, and comes back where a later output fails."""
+
+    def link(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", link)
+    (tmp_path / "first").write_text("old")
+    (tmp_path / "second").mkdir()
+    with pytest.raises(CannotWrite) if fails else nullcontext(), outputs() as files:
+        files.text(tmp_path / "first", "new")
+        files.text(tmp_path / "second/file", "new")
+        if fails:
+            (tmp_path / "second/file").mkdir()
+    assert (tmp_path / "first").read_text() == ("old" if fails else "new")
+    assert leftovers(tmp_path) == []
+
+
+def test_an_output_is_checked_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWrite), outputs() as files:
+        files.check(tmp_path / "file/out")
+    with outputs() as files:
+        files.check(tmp_path / "new/out")
+        assert leftovers(tmp_path) == []
+        files.text(tmp_path / "new/out", "text")
+    assert (tmp_path / "new/out").read_text() == "text"
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:

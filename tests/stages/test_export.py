@@ -369,6 +369,12 @@ def test_what_cannot_be_exported(photos: Path, nsf: Nsf, tmp_path: Path) -> None
     Path("artifacts/export/old.onnx").write_text("x")
     assert "also holds old.onnx" in nsf("export").stderr
     shutil.rmtree("artifacts/export")
+    assert nsf("update", "--seed", "5").code == 0
+    assert_one_sentence(nsf("export"), "metrics/evaluate.json", "was measured with another head", "run `nsf evaluate`")
+    assert nsf("evaluate").code == 0 and nsf("export").code == 0
+    shutil.rmtree("artifacts/export")
+    Path("metrics/other.json").write_text('{"methods": {}}')
+    assert_one_sentence(nsf("export", "--metrics", "metrics/other.json"), "holds no metrics of `nsf evaluate`")
     Path("metrics/evaluate.json").write_text("{")
-    assert_one_sentence(nsf("export"), "metrics/evaluate.json", "cannot be read as metrics")
+    assert_one_sentence(nsf("export"), "metrics/evaluate.json", "cannot be read as JSON")
     assert not Path("artifacts/export").exists() and leftovers(tmp_path) == []

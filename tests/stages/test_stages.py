@@ -339,7 +339,9 @@ def chain(nsf: Callable[..., Done], *stages: str) -> dict[str, dict]:
 def test_the_whole_chain_on_features_alone(nsf: Callable[..., Done]) -> None:
     said = chain(nsf, *STAGES)
     made = {stage: read(stage, Path(f"artifacts/{stage}.safetensors")) for stage in STAGES}
-    val, test = (read("features", Path(f"artifacts/features/{split}.safetensors")) for split in ("val", "test"))
+    val, test = (
+        read("features", Path(f"artifacts/features/{split}.safetensors"), attributes=True) for split in ("val", "test")
+    )
 
     assert said["identify"]["samples"] == 200
     assert said["identify"]["minority"] == int(made["identify"]["minority"].sum()) == said["update"]["minority"] > 0

@@ -14,7 +14,7 @@ from PIL import Image
 from stages import artifacts, extract, models, train
 from stages.artifacts import Metadata
 from stages.data import Split, open_split
-from stages.errors import BadData, BadModel, BadValues, Mismatch
+from stages.errors import BadData, BadModel, BadValues, CannotWrite, Mismatch
 from stages.runtime import reproducible
 from tests.conftest import Done, assert_one_sentence, leftovers, photos
 
@@ -45,8 +45,8 @@ def train_on(data: dict[str, Any], out: Path, **options: Any) -> dict[str, Any]:
 
 
 def extract_to(folder: Path, data: dict[str, Any], model: Path, **options: Any) -> dict[str, Any]:
-    paths = {"out": folder / "features", "head_out": folder / "head.safetensors"}
-    return extract.run(data=data, model=model, **paths, **{"batch_size": 4, "device": "cpu", **options})
+    chosen = {"out": folder / "features", "head_out": folder / "head.safetensors", "batch_size": 4, "device": "cpu"}
+    return extract.run(data=data, model=model, **{**chosen, **options})
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -164,7 +164,7 @@ def test_corrupt_images_are_skipped_and_counted(
     assert said["skipped"] == {"val": 3, "test": 3} and "cannot be read as an image" in said["first_skipped"]
     extract_to(tmp_path / "clean", {**data, "file": str(tmp_path / "readable.csv")}, trained, **options)
     for split in ("val", "test"):
-        left, clean = (artifacts.read("features", tmp_path / f"{name}/features/{split}.safetensors")
+        left, clean = (artifacts.read("features", tmp_path / f"{name}/features/{split}.safetensors", attributes=True)
                        for name in ("skipped", "clean"))  # fmt: skip
         assert left.metadata.notes["skipped"] == "3"
         torch.testing.assert_close(left["features"], clean["features"], rtol=1e-4, atol=1e-5)
@@ -227,6 +227,30 @@ def test_a_model_that_gives_nan(data: dict[str, Any], trained: Path, tmp_path: P
     with pytest.raises(BadModel, match="the model gives NaN or infinity; check its weights"):
         extract_to(tmp_path / "out", data, tmp_path / "bad")
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_are_not_overwritten(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+    """Neither the model that features are extracted from, nor the weights that training starts from."""
+    weights = tmp_path / "mine/model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes((trained / "model.safetensors").read_bytes())
+    before = weights.read_bytes()
+    refused = pytest.raises(CannotWrite, match=r"model\.safetensors: is an input of this command and would be overwritten")
+    with refused:
+        extract_to(tmp_path, data, weights.parent, head_out=weights)
+    with refused:
+        extract_to(tmp_path, data, tmp_path / "none", own_model={**MODEL, "weights": str(weights)}, head_out=weights)
+    with refused:
+        train_on(data, weights.parent, model={**MODEL, "weights": str(weights)})
+    assert weights.read_bytes() == before
+
+
+def test_where_the_model_cannot_be_written_is_told_before_the_training(data: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    seen: list[object] = []
+    with pytest.raises(CannotWrite, match=r"file/model\.safetensors: cannot be written"):
+        train_on(data, tmp_path / "file", progress=lambda *args: seen.append(args))
+    assert seen == []
 
 
 def test_a_last_batch_of_one_sample(data: dict[str, Any], tmp_path: Path) -> None:

@@ -175,6 +175,14 @@ def test_mistakes(function: str, words: str, module: str) -> None:
         build(function.format(module))
 
 
+def test_a_module_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "fails_itself.py").write_text("import numpy\n\nnumpy.float\n\n\ndef f():\n    pass\n")
+    with pytest.raises(
+        BadModel, match=r"the module cannot be imported \(AttributeError: module 'numpy' has no attribute 'float'"
+    ):
+        build("fails_itself:f")
+
+
 def test_a_module_that_imports_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "needs_more.py").write_text("import not_installed_here\n")
     with pytest.raises(BadModel, match="it imports 'not_installed_here', which is missing"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages import models
+from stages import artifacts, models
 from stages.errors import BadModel, MissingFile
 from stages.loading import collate
 from tests.stages.models.conftest import IMAGE, TEXT, Pretrained
@@ -83,10 +83,10 @@ def test_one_sigmoid_output(pretrained: Pretrained) -> None:
     with torch.no_grad():
         encode, head, _ = models.split(model, inputs)
         score = model.network(**inputs).logits[:, 0]
-        weight, bias = models.two_classes(head.weight, head.bias)
+        weight, bias = artifacts.two_classes(head.weight, head.bias)
         probabilities = torch.softmax(encode(inputs) @ weight.T + bias, dim=1)
     torch.testing.assert_close(probabilities[:, 1], torch.sigmoid(score))
-    again = models.one_output(weight, bias)
+    again = artifacts.one_output(weight, bias)
     assert torch.equal(again[0], head.weight) and torch.equal(again[1], head.bias)
 
 
