@@ -1,6 +1,6 @@
 """What nsf takes before and beside its work: `python -m benchmarks.startup` prints it.
 
-CPU seconds of whole processes, children included: the least of several runs, which other programs disturb least. A stage's
+CPU seconds of whole processes, children included: the median of several runs by turns. A stage's
 overhead is what `nsf STAGE` takes on 200 samples of width 8, where computing takes milliseconds, less the import of PyTorch.
 """
 
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = ("identify", "neutralize", "eliminate", "update", "evaluate")
-RUNS = 5
+RUNS = 7
 
 # What must hold (issue 6), in CPU seconds.
 MOST = {"help": 0.3, "overhead": 0.3, "dvc repro adds": 1.0}
@@ -30,40 +31,43 @@ def measure(runs: int = RUNS) -> dict[str, float]:
     """CPU seconds: "import torch", "help", "overhead STAGE" for five stages, "dvc repro" and what of it nsf's pipeline adds.
 
     Args:
-        runs: of each command; the least counts.
+        runs: of each command; the median counts.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
         _features(folder)
         python = [sys.executable]
-        found = {
-            "import torch": least([*python, "-c", "import torch"], folder, runs),
-            "help": least([*python, "-m", "nsfcli", "--help"], folder, runs),
-        }
-        for stage in STAGES:
-            taken = least([*python, "-m", "nsfcli", stage, "--quiet"], folder, runs)
-            found[f"overhead {stage}"] = taken - found["import torch"]
-        ours, bare = _pipeline(folder / "ours"), _bare_pipeline(folder / "bare")
+        alone, page, *stages = medians(
+            ([*python, "-c", "import torch"], folder),
+            ([*python, "-m", "nsfcli", "--help"], folder),
+            *(([*python, "-m", "nsfcli", stage, "--quiet"], folder) for stage in STAGES),
+            runs=runs,
+        )
+        found = {"import torch": alone, "help": page}
+        found |= {f"overhead {stage}": taken - alone for stage, taken in zip(STAGES, stages, strict=True)}
         repro = [*python, "-m", "dvc", "repro", "--quiet"]
-        found["dvc repro"] = least(repro, ours, runs)
-        found["dvc repro adds"] = found["dvc repro"] - least(repro, bare, runs)
+        ours, bare = medians((repro, _pipeline(folder / "ours")), (repro, _bare_pipeline(folder / "bare")), runs=runs)
+        found |= {"dvc repro": ours, "dvc repro adds": ours - bare}
     return {what: round(seconds, 3) for what, seconds in found.items()}
 
 
-def least(command: list[str], folder: Path, runs: int) -> float:
-    """The CPU seconds of a command: user and system, the least of some runs after a first, which fills the caches.
+def medians(*commands: tuple[list[str], Path], runs: int) -> list[float]:
+    """The CPU seconds of commands, each in a folder: user and system, the median of some runs.
+
+    By turns, so that all meet the same machine, after a first run of each, which fills the caches.
 
     Raises:
-        CalledProcessError: it fails.
+        CalledProcessError: one fails.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    seconds = []
+    seconds: list[list[float]] = [[] for _ in commands]
     for _ in range(runs + 1):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(seconds[1:])
+        for (command, folder), taken in zip(commands, seconds, strict=True):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return [median(taken[1:]) for taken in seconds]
 
 
 def _features(folder: Path) -> None:
