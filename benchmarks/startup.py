@@ -1,7 +1,7 @@
 """What nsf takes before and beside its work: `python -m benchmarks.startup` prints it.
 
-CPU seconds of whole processes, children included: the median of several runs by turns. A stage's
-overhead is what `nsf STAGE` takes on 200 samples of width 8, where computing takes milliseconds, less the import of PyTorch.
+CPU seconds of whole processes, children included: the median of several runs by turns. A stage's overhead is what
+`nsf STAGE` takes on 200 samples of width 8, where computing takes milliseconds, less the import of PyTorch.
 """
 
 import json

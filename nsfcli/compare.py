@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nsfcli import params
-from nsfcli.command import COMPARISON, COMPARISON_TABLE, HEAD, TEST, VAL, FeaturesOption, HeadOption, Settings
+from nsfcli.command import COMPARISON, COMPARISON_TABLE, HEAD, TEST, VAL, FeaturesOption, Settings
 from nsfcli.console import Console, Table
 
 
@@ -19,7 +19,14 @@ def compare(
     test: Annotated[
         Path, typer.Option(help="Features of the test split, to score on.", metavar="FILE", rich_help_panel="Files")
     ] = TEST,
-    head: HeadOption = None,
+    head: Annotated[
+        Path,
+        typer.Option(
+            help="The base linear head: safetensors with `weight` (C,d), `bias` (C,).",
+            metavar="FILE",
+            rich_help_panel="Files",
+        ),
+    ] = HEAD,
     out: Annotated[Path, typer.Option(help="The comparison as JSON.", metavar="FILE", rich_help_panel="Files")] = COMPARISON,
     csv: Annotated[
         Path, typer.Option(help="The same as CSV, a line a row.", metavar="FILE", rich_help_panel="Files")
@@ -40,7 +47,7 @@ def compare(
         result = run(
             features=features,
             test=test,
-            head=head or HEAD,
+            head=head,
             out=out,
             csv_out=csv,
             device=settings.device,

@@ -106,8 +106,10 @@ def init(
         model = {"source": source and str(source), "architecture": architecture, "weights": weights, "name": name,
                  "function": function}  # fmt: skip
         given = {key: value for key, value in model.items() if value}
-        if not given and (_is_terminal() or text_column):
+        if not given and _is_terminal():
             given = _ask_for_model(texts=bool(text_column))
+        if not given and text_column:
+            raise BadParameter("no model of texts is named", where="init", do=TEXT_MODEL)
         sections["model"] = _complete(folder, given)
         if text_column and sections["model"]["source"] in IMAGE_SOURCES:
             raise BadParameter(
@@ -168,15 +170,11 @@ def _ask_for_data() -> tuple[Path | None, Path | None, Path | None]:
 
 
 def _ask_for_model(*, texts: bool) -> dict[str, Any]:
-    if texts and not _is_terminal():
-        raise BadParameter("no model of texts is named", where="init", do=TEXT_MODEL)
     what, usual = "a transformers folder or hub id, or module:function", None if texts else "resnet50"
     answer = typer.prompt(f"Model: {what}" if texts else f"Model: a torchvision name, {what}", default=usual)
-    if texts and ":" not in answer:
-        return {"name": answer}
     if ":" in answer:
         return {"function": answer}
-    if "/" in answer or Path(answer).is_dir():
+    if texts or "/" in answer or Path(answer).is_dir():
         return {"name": answer}
     weights = typer.prompt("Its trained state dict (empty: train one)", default="", show_default=False)
     return {"architecture": answer, **({"weights": weights} if weights else {})}
@@ -264,6 +262,8 @@ def _pipeline(
     """dvc.yaml."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from stages.artifacts import named_in
+
     for path in (features, test_features, head):
         if path is not None and not (folder / path).is_file():
             raise MissingFile("is not there", where=folder / path, do="name it as seen from the folder to set up")
@@ -283,8 +283,7 @@ def _pipeline(
     inputs = [str(Path(source.split("{split}")[0] + "x").parent) if "{split}" in source else source]
     if data.get("file") and data.get("root"):
         inputs.append(str(data["root"]))
-    weights = [str(model[key]) for key in ("weights", "name", "checkpoint")
-               if model.get(key) and (folder / str(model[key])).exists()]  # fmt: skip
+    weights = [str(path) for path in named_in(model) if (folder / path).exists()]
     module = str(model.get("function", "")).partition(":")[0].replace(".", "/")
     code = [f"{module}.py"] if module and (folder / f"{module}.py").exists() else []
     return environment.get_template("dvc.yaml.j2").render(

@@ -73,12 +73,15 @@ def run(
             where=classifier.name,
             do=f"use folded_weight and folded_bias of {update} directly",
         )
+    result = read_metrics(metrics) if metrics is not None else None
+    if result is not None and result.get("update", [new.fingerprint]) != [new.fingerprint]:
+        raise Mismatch("was measured with another head", where=metrics, do="run `nsf evaluate` again")
     with artifacts.outputs(head, update, metrics) as files:
         form, written, changed = _write(files, opened, changes, out)
         if onnx:
             files.file(out / ONNX_FILE).write(_onnx(classifier, changes))
             written.append(ONNX_FILE)
-        files.text(out / CARD_FILE, _card(opened, base, new, form, written, changed, metrics))
+        files.text(out / CARD_FILE, _card(opened, base, new, form, written, changed, result))
     written.append(CARD_FILE)
     others = sorted(path.name for path in out.iterdir() if path.name not in written)
     return {"out": str(out), "format": form, "files": written, "changed": changed, "other_files": others}
@@ -191,7 +194,13 @@ def _example(classifier: Classifier) -> Any:
 
 
 def _card(
-    opened: Opened, base: Artifact, new: Artifact, form: str, written: list[str], changed: list[str], metrics: Path | None
+    opened: Opened,
+    base: Artifact,
+    new: Artifact,
+    form: str,
+    written: list[str],
+    changed: list[str],
+    result: Mapping[str, Any] | None,
 ) -> str:
     """The model card, in markdown, from stages/templates/model_card.md."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -204,9 +213,6 @@ def _card(
         autoescape=False,
         keep_trailing_newline=True,
     )
-    result = read_metrics(metrics) if metrics is not None else None
-    if result is not None and result.get("update", [new.fingerprint]) != [new.fingerprint]:
-        raise Mismatch("was measured with another head", where=metrics, do="run `nsf evaluate` again")
     return environment.get_template("model_card.md").render(
         model=opened.classifier.name,
         source=opened.classifier.spec["source"],
