@@ -1,5 +1,6 @@
 """The Typer app; the one place where an error becomes a sentence and an exit code."""
 
+import ast
 import functools
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from nsfcli import __version__
 from nsfcli.command import Settings
@@ -48,26 +49,29 @@ EXIT_TERMINATED = 143
 
 
 class Commands(Mapping[str, Any]):
-    """The subcommands by name, each imported when it is asked for: a stage does not wait for the other commands."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
+    """The subcommands by name as a list of them needs them: the page of `nsf --help` imports none of their modules."""
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._made:
-            if name not in COMMANDS:
-                raise KeyError(name)
-            function = getattr(import_module(f"nsfcli.{name}"), name)
-            alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-            alone.command(name, help=_paragraphs(function.__doc__), rich_help_panel=COMMANDS[name])(_placed(name, function))
-            self._made[name] = typer.main.get_command(alone)
-        return self._made[name]
+        if name not in COMMANDS:
+            raise KeyError(name)
+        source = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")).body
+        text = next(ast.get_docstring(node) for node in source if isinstance(node, ast.FunctionDef) and node.name == name)
+        return TyperCommand(name, help=_paragraphs(text), rich_help_panel=COMMANDS[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(COMMANDS)
 
     def __len__(self) -> int:
         return len(COMMANDS)
+
+
+@functools.cache
+def imported(name: str) -> Any:
+    """The subcommand itself, imported when it is asked for: a stage does not wait for the other commands."""
+    function = getattr(import_module(f"nsfcli.{name}"), name)
+    alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    alone.command(name, help=_paragraphs(function.__doc__), rich_help_panel=COMMANDS[name])(_placed(name, function))
+    return typer.main.get_command(alone)
 
 
 class Group(TyperGroup):
@@ -79,6 +83,10 @@ class Group(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else imported(name), rest
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[ARGUMENTS] = list(args)
