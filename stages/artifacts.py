@@ -247,7 +247,7 @@ def read(kind: str, path: Path, *, attributes: bool = False) -> Artifact:
             continue
         missing = [file for file, (tensors, _) in zip(files or [path], opened, strict=True) if name not in tensors]
         if missing:
-            if column.optional:
+            if column.optional and len(missing) == len(opened):
                 continue
             held = ", ".join(sorted(_open(kind, missing[0], made_by)[0])[:10]) or "nothing"
             raise WrongArtifact(
@@ -258,6 +258,8 @@ def read(kind: str, path: Path, *, attributes: bool = False) -> Artifact:
         if kind == "features" and name == "features":
             stored = _rows(files or [path], pieces, column, sizes)
         else:
+            if files is not None and stored is not None:
+                _check_shards(name, files, pieces, stored)
             checked[name] = _checked(name, column, _joined(name, files or [path], pieces), sizes, path)
     if kind == "head" and sizes["C"] == 1:
         checked["weight"], checked["bias"] = two_classes(checked["weight"], checked["bias"])
@@ -338,6 +340,13 @@ def _joined(name: str, files: Sequence[Path], pieces: "Sequence[Tensor]") -> "Te
         if piece.shape[1:] != pieces[0].shape[1:] or piece.dtype != pieces[0].dtype or piece.dim() == 0:
             raise WrongArtifact(f"'{name}' is not like that of {files[0]}", where=file)
     return torch.cat(list(pieces))
+
+
+def _check_shards(name: str, files: Sequence[Path], pieces: "Sequence[Tensor]", rows: Rows) -> None:
+    """Refuse shards of which one has more features than labels and another fewer: all together would look right."""
+    for file, piece, part in zip(files, pieces, rows.parts, strict=True):
+        if piece.dim() and len(piece) != len(part):
+            raise WrongArtifact(f"'{name}' has {len(piece)} values, and 'features' {len(part)} rows", where=file)
 
 
 def _check_finite_rows(rows: Rows, files: Sequence[Path]) -> None:
@@ -830,11 +839,13 @@ class Outputs:
             self._protected |= {file.resolve() for file in (path.iterdir() if path.is_dir() else (path,))}
 
     def check(self, path: Path) -> None:
-        """Raise what `file` would, before the work that ends in this output."""
+        """Raise what `file` would, in the process that writes, before the work that ends in this output."""
+        if distributed.rank():
+            return
         self.file(path)
         temporary, _ = self._pending.pop()
         self._open.pop().close()
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
     def text(self, path: Path, text: str) -> None:
         if not distributed.rank():

@@ -49,6 +49,10 @@ PLAINLY_BETTER = 0.1
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
 SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
+# A draw has as many samples of each class as an even one divided by this, or all that there are.
+RARE = 4
+# Samples that a class must have for its accuracy to count in `better`.
+LEAST_OF_CLASS = 20
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,8 @@ def draw(features: "Features", labels: "Tensor", nearest: "Tensor", *, seed: int
     samples, before = sum(counts), sum(counts[: distributed.rank()])
     limit = max(LEAST_SELECTION, SELECTION_VALUES // rows.shape[1])
     if samples > limit:
-        numbers = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))[:limit].sort().values
+        order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+        numbers = _with_every_class(distributed.rows_of_all(labels).cpu()[order], order, limit)
     else:
         numbers = torch.arange(samples)
     mine = (numbers >= before) & (numbers < before + len(rows))
@@ -194,6 +199,23 @@ def draw(features: "Features", labels: "Tensor", nearest: "Tensor", *, seed: int
     taken = rows.tensor() if distributed.size() == 1 and samples == len(own) else distributed.rows_of_all(rows.take(own))
     classes, closest = (distributed.rows_of_all(column[own]) for column in (labels, nearest))
     return Draw(taken, classes, closest, own, at, samples)
+
+
+def _with_every_class(labels: "Tensor", order: "Tensor", limit: int) -> "Tensor":
+    """The first `limit` samples of an order (n,), with those of a rare class that come later in place of others; sorted.
+
+    Args:
+        labels: (n,) of the samples in this order.
+    """
+    import torch
+
+    classes = int(labels.max()) + 1
+    sure = torch.zeros(len(order), dtype=torch.bool)
+    for label in range(classes):
+        sure[(labels == label).nonzero().flatten()[: max(1, limit // (classes * RARE))]] = True
+    others = (~sure).nonzero().flatten()[: limit - int(sure.sum())]
+    numbers: Tensor = order[torch.cat([sure.nonzero().flatten(), others])].sort().values
+    return numbers
 
 
 def _for_all(features: "Features", labels: "Tensor", nearest: "Tensor", drawn: Draw, new: Retrained) -> Retrained:
@@ -232,7 +254,8 @@ class Evidence:
             do no more than trade one for the other, as with flipped labels or classes that look alike.
         gained: accuracy of the worst quarter of pseudo-groups, out of fold, less the base head's; None without a base head.
         shared: see `attributes.Named`.
-        better: class-balanced accuracy, out of fold, less the base head's; None without a base head.
+        better: class-balanced accuracy, out of fold, less the base head's; None without a base head, and where a class has
+            too few samples for one.
     """
 
     mirror: float | None
@@ -279,6 +302,8 @@ class Evidence:
 
 def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, classes: int) -> Evidence:
     """The evidence for a repair, from the samples that it was made on."""
+    import torch
+
     labels, attributes = drawn.labels, new.attributes
     minority = attributes != labels
     centroids = group_means(drawn.features, labels, classes)
@@ -290,8 +315,9 @@ def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, 
         groups = labels * classes + attributes
         before = predict(drawn.features, *base) == labels
         gained = worst_quarter(new.right, groups) - worst_quarter(before, groups)
-        weights = balanced(labels, classes).double()
-        better = float(weights[new.right].sum() - weights[before].sum())
+        if int(torch.bincount(labels, minlength=classes).min()) >= LEAST_OF_CLASS:
+            weights = balanced(labels, classes).double()
+            better = float(weights[new.right].sum() - weights[before].sum())
     return Evidence(completed.mirror, recovered, gained, new.shared, better)
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # process may have nothing left to do and another all of it.
 TIMEOUT = timedelta(hours=2)
 
+# What gloo, nccl and the store say where a connection broke or was not to be had.
+BROKEN = re.compile(r"gloo|nccl|connect|socket|peer|time[d ]*out|network|address", re.IGNORECASE)
+
 # Whether this process works on its own for now; see `alone`.
 _alone = False
 
@@ -70,10 +73,6 @@ def start(device: Any) -> None:
     if size() == 1 or dist.is_initialized():
         return
     with _lost():
-        if device.type == "cuda":
-            import torch
-
-            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
 
 
@@ -154,10 +153,12 @@ def wait() -> None:
 
 @contextmanager
 def _lost() -> Iterator[None]:
-    """What torch.distributed says of a connection that broke, as a sentence."""
+    """What torch.distributed says of a connection that broke, as a sentence; other failures stay what they are."""
     try:
         yield
     except RuntimeError as error:
+        if not BROKEN.search(str(error)):
+            raise
         # "[its/source/file.cc:545] Connection closed by peer [127.0.0.1]:9640. This is typically ..."
         said = re.sub(r"^\[\S*\] ", "", " ".join(str(error).split())).split(". ")[0]
         raise WorkerLost(

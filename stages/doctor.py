@@ -11,6 +11,7 @@ from stages import models
 from stages.data import SPLITS, open_split
 from stages.errors import UserError
 from stages.extract import compute_dtype, cut, encoded, head_tensors, number_as
+from stages.loading import unreadable
 from stages.passes import predict
 from stages.runtime import begin, reproducible
 
@@ -70,15 +71,18 @@ def run(
         labels = number_as(opened, val, "val")
         started = time.monotonic()
         right = seen = 0
+        unread: list[UserError] = []
         order = torch.from_numpy(chosen)
         batches = encoded(
             encode, classifier, val,
-            batch_size=batch_size, workers=0, device=target, dtype=dtype, what="doctor", order=order, skipped=[],
+            batch_size=batch_size, workers=0, device=target, dtype=dtype, what="doctor", order=order, skipped=unread,
         )  # fmt: skip
         for features, positions in batches:
             predicted = predict(features, *head_tensors(head)).cpu().numpy()
             right += int((predicted == labels[positions.numpy()]).sum())
             seen += len(positions)
+        if not seen:
+            raise unreadable("val", len(chosen), unread)
         rate = seen / max(time.monotonic() - started, 1e-9)
     samples = sum(splits[name].get("samples", 0) for name in ("val", "test"))
     found["model"] = {

@@ -73,7 +73,7 @@ def run(
         files.artifact(
             "evaluate",
             out,
-            {"base_predictions": own[1].cpu() if base is not None else None, "predictions": own[0].cpu()},
+            {"base_predictions": own[1] if base is not None else None, "predictions": own[0]},
             metadata,
         )
         files.text(metrics_out, json.dumps(result, indent=2) + "\n")

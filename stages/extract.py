@@ -45,7 +45,7 @@ def compute_dtype(name: str, device: "torch.device") -> "torch.dtype":
     """The type that the encoder computes in: "float32", "bfloat16", "float16", or "auto".
 
     auto is float32 on CPU and bfloat16 on GPUs with tensor cores for it (float16 on older ones), where the forward pass
-    gains from it; features are written as float32 either way.
+    gains from it; what features are stored as is another matter.
     """
     import torch
 
@@ -336,7 +336,7 @@ def run(
         for name, split in readers.items():
             made_from = _made_from(opened, head_name, split, target, batch_size, precision, dtype)
             segment = -(-SEGMENT[target.type] // batch_size) * batch_size
-            own = parts[name] = Parts(paths[name], split, segment, head.in_features, stored, made_from)
+            own = parts[name] = Parts(paths[name], split, segment, head.in_features, stored, made_from, skip=skip)
             left, total = len(own.order()), sum(len(own.span(k)) for k in own.marks)
             resumed[name] = total - left
             if left:

@@ -25,6 +25,8 @@ MIRROR_NOT_BIASED = -0.2
 # Minority samples below which nothing is said, and those that a pair of classes needs in each direction to count.
 LEAST_TO_TELL = 10
 LEAST_IN_PAIR = 2
+# What "not biased" takes: n_ij * n_ji / (n_ij + n_ji) over all pairs, 5 where ten samples are drawn each way.
+LEAST_TO_ACQUIT = 5
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,16 @@ def assess(
     of_class = found.centroids.to(torch.float64) * counts.sum(dim=1, keepdim=True)
     of_rest = ((of_class - of_minority) / counts.diagonal().clamp(min=1).unsqueeze(1)).cpu()
     place, both, counts = place.view(classes, classes).cpu(), both.cpu(), counts.cpu()
-    # Sums of products and of norms (along and across), for each class and for the whole.
-    sums = torch.zeros(classes + 1, 4, dtype=torch.float64)
+    # Sums of products and of norms (along and across) and of weights, for each class and for the whole.
+    sums = torch.zeros(classes + 1, 5, dtype=torch.float64)
     for i, j in both.triu(diagonal=1).nonzero().tolist():
         there, back = int(counts[i, j]), int(counts[j, i])
         rest_i, rest_j = of_rest[i], of_rest[j]
         a, b = of_drawn[place[i, j]] - rest_j, of_drawn[place[j, i]] - rest_i
         line = torch.nn.functional.normalize(rest_j - rest_i, dim=0)
         across_a, across_b = a - (a @ line) * line, b - (b @ line) * line
-        measured = torch.stack([a @ b, a.norm() * b.norm(), across_a @ across_b, across_a.norm() * across_b.norm()])
+        products = [a @ b, a.norm() * b.norm(), across_a @ across_b, across_a.norm() * across_b.norm()]
+        measured = torch.tensor([*products, 1.0], dtype=torch.float64)
         for row in (i, j, classes):
             sums[row] += there * back / (there + back) * measured
     distances = torch.cdist(found.centroids.double(), found.centroids.double()).cpu().fill_diagonal_(torch.inf)
@@ -151,11 +154,11 @@ def assess(
                 "dispersion": dispersion,
                 "base_accuracy_on_minority": round(int(hits[index]) / away, 6) if hits is not None and away else None,
                 "mirror": mirror,
-                "verdict": _said(mirror),
+                "verdict": _said(mirror, float(sums[index, -1])),
             }
         )
     mirror = _mirror(sums[classes], int(drawn_away.sum()))
-    return Verdict(_said(mirror), mirror, rows)
+    return Verdict(_said(mirror, float(sums[classes, -1])), mirror, rows)
 
 
 def _right_on_minority(
@@ -169,16 +172,22 @@ def _right_on_minority(
 
 
 def _mirror(sums: "Tensor", minority: int) -> float | None:
-    along, along_norms, across, across_norms = (float(value) for value in sums)
+    along, along_norms, across, across_norms, _ = (float(value) for value in sums)
     if minority < LEAST_TO_TELL or along_norms == 0:
         return None
     return round(along / along_norms + ACROSS * (across / across_norms if across_norms else 0.0), 6)
 
 
-def _said(mirror: float | None) -> str:
+def _said(mirror: float | None, told_by: float) -> str:
+    """The verdict; `told_by`: n_ij * n_ji / (n_ij + n_ji), over all pairs.
+
+    Where one of the two means is of a handful of samples, however many the other has, their cosine is near 0 by chance.
+    """
     if mirror is None or MIRROR_BIASED < mirror < MIRROR_NOT_BIASED:
         return CANNOT_TELL
-    return BIASED if mirror <= MIRROR_BIASED else NOT_BIASED
+    if mirror <= MIRROR_BIASED:
+        return BIASED
+    return NOT_BIASED if told_by >= LEAST_TO_ACQUIT else CANNOT_TELL
 
 
 def run(

@@ -50,7 +50,7 @@ class Moments:
 
 
 def moments(features: "Features") -> Moments:
-    """Of features (n, d), in two passes and in float64, for the squares of a large mean would drown the variance."""
+    """Of features (n, d), in two passes and summed in float64: the squares of a large mean would drown the variance."""
     import torch
 
     samples, width = distributed.count(features.shape[0]), features.shape[1]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from stages import artifacts, distributed
 from stages.artifacts import Metadata
 from stages.passes import group_means
-from stages.runtime import Progress, begin, silent
+from stages.runtime import Progress, begin, reproducible, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def run(*, features: Path, identify: Path, out: Path, device: str = "auto", prog
     artifacts.check_lineage(found, features=data)
     classes = artifacts.check_labels(data, found.sizes["C"], source=found)
     names = data.class_names(classes)
-    with artifacts.outputs(features, identify) as files:
+    with artifacts.outputs(features, identify) as files, reproducible(0):
         labels, minority = data.own("labels").to(target), found.own("minority").to(target)
         centers = neutralize(data.rows.to(target), labels, minority, classes=classes, progress=progress)
         inputs = {"features": data.fingerprint, "identify": found.fingerprint}

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,11 +68,21 @@ class Parts:
         segment: samples a segment, a multiple of the batch size.
         width, dtype: of the features.
         made_from: all that decides on the features, beside the samples; JSON.
+        skip: whether segments that lack samples which could not be loaded will do.
     """
 
     def __init__(
-        self, path: Path, split: Split, segment: int, width: int, dtype: "torch.dtype", made_from: Mapping[str, Any]
+        self,
+        path: Path,
+        split: Split,
+        segment: int,
+        width: int,
+        dtype: "torch.dtype",
+        made_from: Mapping[str, Any],
+        *,
+        skip: bool = True,
     ):
+        self._skip = skip
         self.folder = path.with_name(f".{path.stem}.parts")
         self.samples, self.segment, self.width, self.dtype, self.made_from = len(split), segment, width, dtype, made_from
         self.segments = -(-len(split) // segment)
@@ -201,7 +211,7 @@ class Parts:
         """The finished segment, where it is there, whole, and made from what is there now."""
         with suppress(WrongArtifact, KeyError):
             part = self._open(segment)
-            return part if part.mark == self.marks[segment] else None
+            return part if part.mark == self.marks[segment] and (self._skip or not part.skipped) else None
         return None
 
     def _open(self, segment: int) -> Part:
@@ -323,18 +333,14 @@ def _origin(split: Split, position: int) -> bytes:
 
 
 def described(thing: Any) -> str:
-    """A transform in words that are the same in the next process, and other ones for other settings."""
-    plain: Any = object.__repr__
-    values = f" {vars(thing)!r}" if type(thing).__repr__ is plain and hasattr(thing, "__dict__") else ""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{thing!r}{values}")
+    """A transform in words that are the same in the next process, and other ones for other settings, nested ones too."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", "; ".join(_said(each) for each in _within(thing)))
 
 
 def code(*things: Any) -> str:
-    """SHA-256 of the source files that define these functions, objects and modules."""
+    """SHA-256 of the source files that define these functions, objects and modules, and all that they hold."""
     files: set[str] = set()
-    for thing in things:
-        while isinstance(thing, partial):
-            thing = thing.func
+    for thing in (each for outer in things for each in _within(outer)):
         known = thing if inspect.isroutine(thing) or inspect.ismodule(thing) or inspect.isclass(thing) else type(thing)
         # What is built in, or was typed at a prompt, has no file.
         with suppress(TypeError, OSError):
@@ -344,3 +350,49 @@ def code(*things: Any) -> str:
         with suppress(OSError):
             digest.update(Path(file).read_bytes())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _within(thing: Any) -> Iterator[Any]:
+    """A thing and, in a fixed order and each once, what its attributes, items, arguments and closure hold."""
+    seen: dict[int, Any] = {}
+    waiting = deque([thing])
+    while waiting:
+        each = waiting.popleft()
+        if id(each) in seen:
+            continue
+        # Kept, so that no other object gets its id meanwhile.
+        seen[id(each)] = each
+        yield each
+        if isinstance(each, partial):
+            waiting += [each.func, *each.args, *each.keywords.values()]
+        elif isinstance(each, Mapping):
+            waiting += each.values()
+        elif isinstance(each, list | tuple):
+            waiting += each
+        elif inspect.isfunction(each):
+            waiting += [*(each.__defaults__ or ()), *(each.__kwdefaults__ or {}).values()]
+            for cell in each.__closure__ or ():
+                # A variable that has no value yet.
+                with suppress(ValueError):
+                    waiting.append(cell.cell_contents)
+        elif inspect.ismethod(each):
+            waiting += [each.__func__, each.__self__]
+        elif not (inspect.isclass(each) or inspect.ismodule(each)):
+            waiting += getattr(each, "__dict__", {}).values()
+
+
+def _said(thing: Any) -> str:
+    """One thing by its settings, without what `_within` tells of it; tensors and arrays by all of their values."""
+    import numpy as np
+    import torch
+
+    if isinstance(thing, torch.Tensor | np.ndarray):
+        held = torch.as_tensor(thing).detach().cpu()
+        return f"{thing.dtype} {tuple(thing.shape)} {hashlib.sha256(artifacts.tensor_bytes(held)).hexdigest()}"
+    if isinstance(thing, set | frozenset):
+        return f"{type(thing)} {sorted(map(repr, thing))}"
+    if isinstance(thing, Mapping | list | tuple):
+        return f"{type(thing)} {list(thing) if isinstance(thing, Mapping) else len(thing)}"
+    plain: Any = object.__repr__
+    names = f" {sorted(vars(thing))}" if type(thing).__repr__ is plain and hasattr(thing, "__dict__") else ""
+    return f"{thing!r}{names}"

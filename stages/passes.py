@@ -55,7 +55,8 @@ def compiled(features: "Features") -> bool:
     if str(rows.device) != "cpu" or rows.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False
     whole = all(part.is_contiguous() for part in rows.parts)
-    return whole and len(rows) * distributed.size() * rows.shape[1] >= KERNEL_VALUES
+    # The rows of all processes, where they share mapped files: a block is computed alike by whichever has it.
+    return whole and sum(len(part) for part in rows.parts) * rows.shape[1] >= KERNEL_VALUES
 
 
 def spread(features: "Features", work: "Callable[[np.ndarray, int, np.ndarray], None]", *shape: int) -> "Tensor":
@@ -176,7 +177,7 @@ def best(
 ) -> "list[Tensor]":
     """For each linear head (C, d), (C,), the output (n,) int64 that is highest for each row; all heads in one pass.
 
-    `only` (n,) bool: the rows that are asked for; the others are not read, and get -1.
+    `only` (n,) bool: the rows that are asked for; the others get -1, and the compiled loops do not read them.
     """
     import torch
 

@@ -64,13 +64,20 @@ def begin(device: str = "auto") -> "torch.device":
     target = resolve_device(device)
     if target.type == "cuda" and target.index is None and distributed.size() > 1:
         target = torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
+    if target.type == "cuda" and target.index is not None:
+        # Events, collectives and questions about the GPU are of the current one.
+        torch.cuda.set_device(target)
     distributed.start(target)
     return target
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Same seed, same bytes: seeds torch's global generator and asks for deterministic kernels, for the time of a block."""
+def reproducible(seed: int, *, strict: bool = True) -> Iterator[None]:
+    """Same seed, same bytes: seeds torch's global generator and asks for deterministic kernels, for the time of a block.
+
+    Args:
+        strict: whether a kernel that PyTorch has no deterministic form of is an error; otherwise PyTorch warns of it.
+    """
     import torch
 
     # cuBLAS reads this when it is first used; without it deterministic algorithms are refused on CUDA.
@@ -79,12 +86,14 @@ def reproducible(seed: int) -> Iterator[None]:
     before, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     filled = memory.fill_uninitialized_memory
     # As use_deterministic_algorithms(True), which also tells PyTorch's compiler and to that end imports it: 1.3 s of CPU.
-    torch.set_deterministic_debug_mode("error")
+    torch.set_deterministic_debug_mode("error" if strict else "warn")
     torch.backends.cudnn.benchmark = False
     # NaN in all new memory finds code that reads what it has not written, and takes a third of a small model's time.
     memory.fill_uninitialized_memory = False
     try:
-        with torch.random.fork_rng():
+        # By default every GPU that the driver counts is started for it, on a CPU too.
+        started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng([torch.cuda.current_device()] if started else []):
             torch.manual_seed(seed)
             yield
     finally:

@@ -118,7 +118,7 @@ def run(
     begin(device)
     split = open_split("train", **data)
     skipped: list[UserError] | None = [] if data.get("on_error") == "skip" else None
-    with artifacts.outputs(*artifacts.named_in(data, model)) as files, reproducible(seed):
+    with artifacts.outputs(*artifacts.named_in(data, model)) as files, reproducible(seed, strict=False):
         files.check(out / models.FILE_NAME)
         classifier = models.build(**model, classes=len(split.class_names))
         accuracy = train(classifier, split, workers=workers, device=device, skipped=skipped, progress=progress, **parameters)

@@ -101,7 +101,8 @@ def _classifier(
         def forward(self, *inputs: Any, **named: Any) -> Any:
             return self.head(self.encoder(*inputs, **named))
 
-    network = Joined().float()
+    # A function may give a model on its GPU; the stages move it where they compute.
+    network = Joined().float().cpu()
     spec = {
         "source": "callable",
         "function": function,

@@ -261,7 +261,7 @@ def test_an_unknown_preset_is_wrong_usage(nsf: Nsf) -> None:
     assert done.code == 2 and "waterbirds" in done.stderr
 
 
-def test_doctor_before_and_after_training(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+def test_doctor_before_and_after_training(photos: Path, nsf: Nsf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "params.yaml").write_text(
         "data: {format: folder, root: photos}\nmodel: {architecture: resnet18, image_size: 32}\ntrain: {epochs: 4}\n"
     )
@@ -279,5 +279,9 @@ def test_doctor_before_and_after_training(photos: Path, nsf: Nsf, tmp_path: Path
     assert sorted(tmp_path.rglob("*")) == before, "doctor writes nothing"
     shutil.rmtree(tmp_path / "photos/test")
     assert "no test split" in nsf("doctor").stdout
+    # Of the samples that it tries none can be read.
+    monkeypatch.setattr("stages.doctor.TRIED", 1)
+    (tmp_path / "photos/val/cold/00.png").write_bytes(b"not an image")
+    assert_one_sentence(nsf("doctor"), "none of the 1 samples can be read", "00.png", "check data.root")
     shutil.rmtree(tmp_path / "photos/val")
     assert_one_sentence(nsf("doctor"), "there is no folder for the val split")

@@ -231,6 +231,24 @@ def test_no_minority_no_verdict() -> None:
     assert all(row["base_accuracy_on_minority"] is None and row["dispersion"] is None for row in said.classes)
 
 
+@pytest.mark.parametrize(("back", "said"), [(3, CANNOT_TELL), (5, CANNOT_TELL), (6, NOT_BIASED), (40, NOT_BIASED)])
+def test_not_biased_is_not_said_by_a_handful(back: int, said: str) -> None:
+    """However many are drawn one way, the mean of those drawn the other way must be of some samples, too."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(4000) % 2
+    features = torch.randn(4000, 10, generator=generator)
+    features[:, 0] = (2 * labels - 1) * 9.0
+    # Across the line between the classes, on the same side.
+    for label, count in ((0, 120), (1, back)):
+        rows = (labels == label).nonzero().flatten()[:count]
+        features[rows, 0] *= -0.2
+        features[rows, 1] += 8.0
+    found = identify(features, labels)
+    assert [int(found.minority[labels == label].sum()) for label in (0, 1)] == [120, back]
+    verdict = assess(features, labels, found)
+    assert verdict.mirror is not None and verdict.mirror > 0 and verdict.bias == said
+
+
 def test_not_biased_is_said_of_hard_samples() -> None:
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(4000) % 2
@@ -310,6 +328,35 @@ def test_more_samples_than_the_selection_is_made_on(monkeypatch: pytest.MonkeyPa
         assert float((reading == attributes)[minority].double().mean()) > 0.9
     oracle = group_balanced(features, labels, attributes, classes=3, scaling=moments(features))
     assert worst_group((done.weight, done.bias), 3) > worst_group((oracle.weight, oracle.bias), 3) - 0.03
+
+
+def test_a_draw_has_some_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "SELECTION_VALUES", 1000 * WIDTH)
+    monkeypatch.setattr(auto, "LEAST_SELECTION", 1)
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.zeros(20_000, dtype=torch.int64)
+    labels[torch.randperm(20_000, generator=generator)[:400]] = 1
+    labels[torch.randperm(20_000, generator=generator)[:3]] = 2
+    features = torch.arange(20_000.0).unsqueeze(1).expand(-1, WIDTH)
+    drawn = auto.draw(features, labels, labels, seed=0)
+    assert len(drawn.labels) == 1000 and bool((drawn.own.diff() > 0).all())
+    assert torch.equal(drawn.labels, labels[drawn.own]) and torch.equal(drawn.features[:, 0].long(), drawn.own)
+    # A third of a quarter of the draw, and all of those that are fewer.
+    assert torch.bincount(drawn.labels).tolist() == [1000 - 83 - 3, 83, 3]
+    # Where classes are even it is a plain draw.
+    even = auto.draw(features, torch.arange(20_000) % 3, labels, seed=0)
+    plain = torch.randperm(20_000, generator=torch.Generator().manual_seed(0))[:1000].sort().values
+    assert torch.equal(even.own, plain)
+
+
+@pytest.mark.parametrize("rare", [1, 5, 19])
+def test_a_class_of_a_few_samples_carries_nothing(rare: int) -> None:
+    """A head that gives up such a class is better at the others, which says nothing of bias."""
+    features, labels, attributes = spurious(2000, bias=0.85)
+    chosen = labels == 0
+    chosen[((labels == 1) & (attributes == 0)).nonzero().flatten()[:rare]] = True
+    done = repair(features[chosen], labels[chosen], biased_head())
+    assert done.evidence is not None and done.evidence.better is None and done.kept is not None
 
 
 def test_regularization_is_scikit_learn_s_c() -> None:

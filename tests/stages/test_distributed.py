@@ -154,6 +154,13 @@ def test_a_process_that_ends_ends_the_others(processes: int, how: str) -> None:
     assert all(isinstance(each, float) and each < 10 for each in seconds), seconds
 
 
+def test_a_failure_of_one_s_own_is_not_the_others() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), distributed._lost():
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(WorkerLost, match="Connection closed by peer"), distributed._lost():
+        raise RuntimeError("[its/source/file.cc:545] Connection closed by peer [127.0.0.1]:9640")
+
+
 @pytest.mark.parametrize("operation", ["gathered", "rows_of_all", "wait"])
 def test_every_operation_notices(operation: str) -> None:
     def work() -> str:

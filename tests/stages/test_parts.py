@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stages import artifacts, extract, models, parts
 from stages.artifacts import Metadata
 from stages.data import open_split
 from stages.errors import BadData, BadValues, CannotWrite
+from stages.rows import Rows
 from stages.runtime import reproducible
 from tests.conftest import REPOSITORY, Done, leftovers, photos, run_process
 
@@ -220,6 +222,42 @@ def test_skipped_samples_across_a_resumption(
     assert held.metadata.notes["skipped"] == "6"
 
 
+def test_what_one_run_skipped_another_need_not(interrupted: Callable[..., Path], images: Path, trained: Path) -> None:
+    """A run that is to stop at a sample that cannot be read does not take a part that lacks one."""
+    (images / "val/cold/01.png").write_bytes(b"not an image")
+    data = {"format": "folder", "root": str(images)}
+    out = interrupted(data={**data, "on_error": "skip"})
+    assert "00000.safetensors" in finished(out)
+    with pytest.raises(BadData, match=r"01\.png: cannot be read as an image"):
+        run(out, images, trained, data=data)
+
+
+class Plain:
+    """An object that repr tells nothing of."""
+
+    def __init__(self, held: Any):
+        self.held = held
+
+
+def test_settings_within_settings_are_told_apart() -> None:
+    def closure(value: Any) -> Callable[[], Any]:
+        return lambda: value
+
+    different = [
+        Plain(Plain(1)), Plain(Plain(2)), Plain([Plain(1)]), Plain({"a": Plain(1)}), Plain({"b": Plain(1)}), Plain((1, 2)),
+        closure(1), closure(2), closure(Plain(1)), closure(Plain(2)), partial(closure, Plain(1)), partial(closure, Plain(2)),
+        Plain(torch.arange(3000)), Plain(torch.arange(3000).index_fill(0, torch.tensor(1500), 0)), closure(1).__call__,
+        Plain({"x", "y"}), Plain({"x", "z"}),
+    ]  # fmt: skip
+    said = [parts.described(thing) for thing in different]
+    assert len(set(said)) == len(said)
+    assert parts.described(Plain(Plain(1))) == said[0] and "0x" not in "".join(said)
+    around = Plain(None)
+    around.held = around
+    assert parts.described(around)
+    assert parts.code(Plain(Plain(1))) == parts.code(Plain(1)) != parts.code(Plain(Rows([torch.ones(1, 1)])))
+
+
 def test_a_mistake_leaves_finished_parts_and_no_half_artifact(images: Path, trained: Path, tmp_path: Path) -> None:
     broken = images / "val/warm/05.png"
     content = broken.read_bytes()
@@ -314,6 +352,9 @@ def test_shards_are_features_files_of_their_own(images: Path, trained: Path, tmp
 def test_the_other_form_of_a_split_goes_when_a_new_one_comes(images: Path, trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out/features"
     index = "val.safetensors.index.json"
+    folder.mkdir(parents=True)
+    other = folder / "validation-00001-of-00001.safetensors"
+    other.write_bytes(b"somebody else's")
     for shard_samples, expected in (
         (None, ["val.safetensors"]),
         (9, ["val-00001-of-00002.safetensors", "val-00002-of-00002.safetensors", index]),
@@ -321,9 +362,8 @@ def test_the_other_form_of_a_split_goes_when_a_new_one_comes(images: Path, train
         (None, ["val.safetensors"]),
     ):
         run(tmp_path / "out", images, trained, shard_samples=shard_samples)
-        assert sorted(path.name for path in folder.iterdir()) == expected
-        (folder / "validation-00001-of-00001.safetensors").write_bytes(b"somebody else's")
-        (folder / "validation-00001-of-00001.safetensors").unlink()
+        assert sorted(path.name for path in folder.iterdir() if path != other) == expected
+        assert other.read_bytes() == b"somebody else's"
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")])

@@ -143,6 +143,18 @@ def test_rows_are_a_tensor_in_parts() -> None:
     assert max(len(rows) for (rows,) in blocks(given)) <= BLOCK_ROWS
 
 
+def test_every_process_computes_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a pass is worth the compiled loops is told by all samples, not by a share that happens to be larger."""
+    whole = Rows([torch.ones(9 * BLOCK_ROWS, 500)])
+    monkeypatch.setattr(passes, "KERNEL_VALUES", 9 * BLOCK_ROWS * 500)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        said.append((len(whole.share()), compiled(whole.share())))
+    assert said == [(4 * BLOCK_ROWS, True), (5 * BLOCK_ROWS, True)]
+
+
 def shards(folder: Path, tensors: dict[str, torch.Tensor], sizes: list[int]) -> Path:
     """Write features in shards and their index, as other programs would; returns the index."""
     import json
@@ -190,6 +202,18 @@ def test_shards_that_do_not_fit(tmp_path: Path) -> None:
     save_file({"features": values, "labels": torch.zeros(10, dtype=torch.int64)}, second)
     with pytest.raises(BadValues, match=r"val-00002.*in 1 of 30 rows, the first of them row 4"):
         read("features", index)
+    save_file({"features": torch.ones(10, 8), "labels": torch.zeros(12, dtype=torch.int64)}, second)
+    with pytest.raises(WrongArtifact, match=r"val-00002.*'labels' has 12 values, and 'features' 10 rows"):
+        read("features", index)
+    third = tmp_path / "val-00003-of-00003.safetensors"
+    save_file({"features": torch.ones(10, 8), "labels": torch.zeros(8, dtype=torch.int64)}, third)
+    with pytest.raises(WrongArtifact, match=r"val-00002.*'labels' has 12 values, and 'features' 10 rows"):
+        read("features", index)
+    shards(tmp_path, made, [10, 10, 10])
+    save_file({"features": torch.ones(10, 8), "labels": torch.zeros(10, dtype=torch.int64)}, second)
+    assert "attributes" not in read("features", index).names
+    with pytest.raises(WrongArtifact, match=r"val-00002.*holds no tensor 'attributes'"):
+        read("features", index, attributes=True)
     second.unlink()
     with pytest.raises(MissingFile, match="val-00002"):
         read("features", index)

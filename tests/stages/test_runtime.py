@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +162,38 @@ def test_reproducible_for_the_time_of_a_block() -> None:
             drawn.append(torch.rand(3))
     assert torch.equal(*drawn) and torch.equal(torch.random.get_rng_state(), before)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_reproducible_starts_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that PyTorch cannot use counts its GPUs all the same."""
+
+    def never(*_: Any) -> None:
+        raise AssertionError("CUDA is started")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    for name, value in (("device_count", lambda: 2), ("get_rng_state", never), ("set_rng_state", never)):
+        monkeypatch.setattr(torch.cuda, name, value)
+    with reproducible(0):
+        assert torch.rand(1) >= 0
+
+
+def test_reproducible_as_far_as_it_goes() -> None:
+    """Training a model whose layers have no deterministic form on a GPU warns, and goes on."""
+    with reproducible(0, strict=False):
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("cuda:1", [1]), ("cpu", [])])
+def test_the_gpu_that_was_asked_for_is_the_current_one(
+    name: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events are recorded on the current GPU, whichever one computes."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+    assert begin(name) == torch.device(name) and chosen == expected
 
 
 def test_reproducible_does_without_pytorch_s_compiler() -> None:
