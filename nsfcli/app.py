@@ -133,8 +133,12 @@ def hoist(args: list[str]) -> list[str]:
         if name not in GLOBAL_OPTIONS:
             rest.append(word)
             continue
+        if GLOBAL_OPTIONS[name] and not equals and not queue:
+            # Its value is missing, which is to be said of it and not of what comes next.
+            rest.append(word)
+            continue
         front.append(word)
-        if GLOBAL_OPTIONS[name] and not equals and queue:
+        if GLOBAL_OPTIONS[name] and not equals:
             front.append(queue.pop(0))
     return front + rest
 
@@ -198,9 +202,22 @@ def _placed(name: str, function: Callable[..., None]) -> Callable[..., None]:
         # Started by a launcher there is nothing more to start.
         elif "RANK" not in os.environ and (words := params.launch(settings.params)) is not None:
             raise typer.Exit(launch.launched(words, ctx.meta[ARGUMENTS], settings.params, debug=settings.debug))
+        _spare(settings.params or params.STANDARD_PATH, options)
         function(ctx, **options)
 
     return command
+
+
+def _spare(parameters: Path, options: Mapping[str, Any]) -> None:
+    """Refuse the parameters' file under any other name than theirs: an output would take its place.
+
+    Raises:
+        BadParameter: as said.
+    """
+    for name, value in options.items():
+        if isinstance(value, Path) and value.resolve() == parameters.resolve():
+            option = f"option --{name.replace('_', '-')}"
+            raise BadParameter(f"'{value}' holds the parameters", where=option, do="name another file")
 
 
 def _terminated(number: int, frame: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nsfcli.console import Console
+from stages.errors import MissingFile
 
 MODEL = Path("artifacts/model")
 FEATURES = Path("artifacts/features")
@@ -32,6 +33,17 @@ class Settings:
     params: Path | None
     device: str
     debug: bool
+
+
+def trained(model: Path) -> Path:
+    """The folder of a model that `nsf train` wrote; the standard one need not be there.
+
+    Raises:
+        MissingFile: another one was named and is not there.
+    """
+    if model != MODEL and not model.exists():
+        raise MissingFile("there is no such model", where=model, do="check --model, or leave it out")
+    return model
 
 
 def base_head(head: Path | None, features: Path, standard_features: Path) -> Path | None:

@@ -35,7 +35,12 @@ class Console:
         elif not self.quiet:
             from rich.console import Console as Rich
 
-            rich = Rich(highlight=False, soft_wrap=True)
+            class Piped(Rich):
+                def on_broken_pipe(self) -> None:
+                    # Rich would end the process by itself, as if it had failed.
+                    raise BrokenPipeError
+
+            rich = Piped(highlight=False, soft_wrap=True)
             if line:
                 rich.print(line, markup=False)
             for table in tables:

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 
 from nsfcli import params
-from nsfcli.command import MODEL, ModelOption, Settings
+from nsfcli.command import MODEL, ModelOption, Settings, trained
 from nsfcli.console import Table
 
 
@@ -22,9 +22,10 @@ def doctor(ctx: typer.Context, model: ModelOption = MODEL, **overrides: str | No
     extract = sections["extract"].model_dump()
     found = run(
         data=sections["data"].model_dump(),
-        model=model,
+        model=trained(model),
         # A params.yaml with a section train is one of a pipeline that trains the model first.
         own_model=None if "train" in sections else sections["model"].model_dump(),
+        planned=sections["model"].model_dump(),
         batch_size=min(extract["batch_size"], 64),
         precision=extract["precision"],
         device=settings.device,

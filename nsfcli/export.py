@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nsfcli import params
-from nsfcli.command import EXPORT, HEAD, METRICS, MODEL, UPDATE, ModelOption, Settings, UpdateOption
+from nsfcli.command import EXPORT, HEAD, METRICS, MODEL, UPDATE, ModelOption, Settings, UpdateOption, trained
 
 
 @params.options("model")
@@ -39,7 +39,7 @@ def export(
     settings: Settings = ctx.obj
     sections = params.load("export", overrides, settings.params)
     summary = run(
-        model=model,
+        model=trained(model),
         own_model=sections["model"].model_dump(),
         head=head,
         update=update,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nsfcli import params
-from nsfcli.command import FEATURES, HEAD, MODEL, ModelOption, Settings
+from nsfcli.command import FEATURES, HEAD, MODEL, ModelOption, Settings, trained
 
 
 @params.options("extract", "model", "data")
@@ -36,7 +36,7 @@ def extract(
     with settings.console.progress() as progress:
         summary = run(
             data=sections["data"].model_dump(),
-            model=model,
+            model=trained(model),
             own_model=sections["model"].model_dump(),
             out=out,
             head_out=head_out,
@@ -57,5 +57,7 @@ def extract(
     if skipped:
         settings.console.message(f"Skipped {skipped} samples that cannot be read, the first: {summary['first_skipped']}")
     settings.console.result(
-        summary, line=f"features of width {summary['width']} for {counts} {summary['kind']}s -> {out}, head -> {head_out}"
+        summary,
+        line=f"{summary['model']}: features of width {summary['width']} for {counts} {summary['kind']}s -> {out}, "
+        f"head -> {head_out}",
     )

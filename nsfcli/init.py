@@ -1,11 +1,14 @@
 """nsf init."""
 
+import csv
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,7 +96,7 @@ def init(
             raise BadParameter("no data is named", where="init", do=do)
         images, csv, features = _ask_for_data()
         if csv is not None and text_column is None:
-            text_column = typer.prompt("Its column with the text (empty: images)", default="", show_default=False)
+            text_column = _asked("Its column with the text (empty: images)", default="", show_default=False)
     _check_fits(ctx, preset=preset is not None, table=csv is not None, features=features is not None)
     sections: dict[str, dict[str, Any]] = {}
     if preset is not None:
@@ -128,6 +131,11 @@ def init(
             raise CannotWrite("is there already", where=folder / name, do="use --force to overwrite it, or another folder")
     made = _version_control(folder)
     written = [*_write(folder, texts), *made]
+    if sections.get("model", {}).get("source") == "callable":
+        settings.console.message(
+            f"dvc.yaml watches the file of {sections['model']['function']}; add what else it reads, such as its weights, to "
+            "the deps of the stages that use the model."
+        )
     then = f"cd {shlex.quote(str(folder))} && " if folder != Path() else ""
     check = "" if features is not None else f"`{then}nsf doctor` checks data and model; "
     settings.console.result(
@@ -161,9 +169,21 @@ def _is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
+def _asked(question: str, **options: Any) -> Any:
+    """An answer from the terminal; questions go to stderr, for stdout is the result's.
+
+    Raises:
+        KeyboardInterrupt: none is to be had.
+    """
+    try:
+        return typer.prompt(question, err=True, **options)
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+
+
 def _ask_for_data() -> tuple[Path | None, Path | None, Path | None]:
     """(images, table, features): one of them."""
-    path = Path(typer.prompt("Data: a folder of images, a .csv/.parquet/.jsonl table, or a features .safetensors file"))
+    path = Path(_asked("Data: a folder of images, a .csv/.parquet/.jsonl table, or a features .safetensors file"))
     if path.suffix == ".safetensors":
         return None, None, path
     return (None, path, None) if path.suffix in TABLES else (path, None, None)
@@ -171,21 +191,26 @@ def _ask_for_data() -> tuple[Path | None, Path | None, Path | None]:
 
 def _ask_for_model(*, texts: bool) -> dict[str, Any]:
     what, usual = "a transformers folder or hub id, or module:function", None if texts else "resnet50"
-    answer = typer.prompt(f"Model: {what}" if texts else f"Model: a torchvision name, {what}", default=usual)
+    answer = _asked(f"Model: {what}" if texts else f"Model: a torchvision name, {what}", default=usual)
     if ":" in answer:
         return {"function": answer}
     if texts or "/" in answer or Path(answer).is_dir():
         return {"name": answer}
-    weights = typer.prompt("Its trained state dict (empty: train one)", default="", show_default=False)
+    weights = _asked("Its trained state dict (empty: train one)", default="", show_default=False)
     return {"architecture": answer, **({"weights": weights} if weights else {})}
+
+
+def _from(folder: Path, path: Path | str) -> Path:
+    """A path as seen from a folder that may not be there yet, absolute."""
+    return Path(os.path.normpath((folder / path).absolute()))
 
 
 def _data(folder: Path, images: Path | None, table: Path | None, columns: Mapping[str, str]) -> dict[str, Any]:
     """The data section of params.yaml."""
     path = images or table
     assert path is not None
-    pattern = str(path).replace("{split}", "*")
-    if not any(Path("/").glob(str((folder / pattern).absolute())[1:])):
+    pattern = str(_from(folder, path)).replace("{split}", "*")
+    if not any(Path("/").glob(pattern[1:])):
         raise MissingFile("is not there", where=folder / path, do="name it as seen from the folder to set up")
     if images is not None:
         return {"format": "folder", "root": str(images)}
@@ -202,7 +227,7 @@ def _complete(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     if "source" not in model:
         model["source"] = "transformers" if "name" in model else "callable" if "function" in model else "torchvision"
     weights = str(model.get("weights", ""))
-    if weights.endswith(SUFFIXES) and not (folder / weights).is_file():
+    if weights.endswith(SUFFIXES) and not _from(folder, weights).is_file():
         raise MissingFile("is not there", where=folder / weights, do="name it as seen from the folder to set up")
     if model["source"] in IMAGE_SOURCES:
         model.setdefault("architecture", "resnet50")
@@ -248,7 +273,7 @@ def _params(sections: Mapping[str, Mapping[str, Any]], trains: bool) -> str:
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     yaml.dump(document, text)
-    return f"# Written by `nsf init`; `dvc params diff` shows what you change.\n{text.getvalue()}"
+    return f"# Written by `nsf init`; in a git repository, `dvc params diff` shows what you change.\n{text.getvalue()}"
 
 
 def _pipeline(
@@ -265,7 +290,7 @@ def _pipeline(
     from stages.artifacts import named_in
 
     for path in (features, test_features, head):
-        if path is not None and not (folder / path).is_file():
+        if path is not None and not _from(folder, path).is_file():
             raise MissingFile("is not there", where=folder / path, do="name it as seen from the folder to set up")
     environment = Environment(
         loader=PackageLoader("nsfcli"),
@@ -281,16 +306,17 @@ def _pipeline(
     # A file per split: what stands before the placeholder is the folder to watch.
     source = str(data.get("file") or data.get("root") or "")
     inputs = [str(Path(source.split("{split}")[0] + "x").parent) if "{split}" in source else source]
-    if data.get("file") and data.get("root"):
-        inputs.append(str(data["root"]))
-    weights = [str(path) for path in named_in(model) if (folder / path).exists()]
+    if data.get("file"):
+        inputs += _images_of(folder, data)
+    weights = [str(path) for path in named_in(model) if _from(folder, path).exists()]
     module = str(model.get("function", "")).partition(":")[0].replace(".", "/")
-    code = [f"{module}.py"] if module and (folder / f"{module}.py").exists() else []
+    code = [f"{module}.py"] if module and _from(folder, f"{module}.py").exists() else []
     return environment.get_template("dvc.yaml.j2").render(
         data=None if own else inputs,
         train=trains,
         weights=weights,
         code=code,
+        shards={str(path): _shards(folder, path) for path in (features, test_features) if path is not None},
         val=str(features or VAL),
         test=str(test_features or "") if own else str(TEST),
         head=str(head or "") if own else str(HEAD),
@@ -300,6 +326,36 @@ def _pipeline(
             "head": f" --head {shlex.quote(str(head))}" if own and head else "",
         },
     )
+
+
+def _images_of(folder: Path, data: Mapping[str, Any]) -> list[str]:
+    """The folders that the images of a table lie in, as far as they can be told, for DVC to watch."""
+    if data.get("root"):
+        return [str(data["root"])]
+    table = Path(str(data["file"]).split("{split}")[0] + "x") if "{split}" in str(data["file"]) else Path(str(data["file"]))
+    if data.get("text_column") or "{split}" in str(data["file"]):
+        # Texts stand in the table, and where there are several tables, their folder is watched already.
+        return []
+    if table.parent != Path():
+        return [str(table.parent)]
+    # Beside the table lies all else; of a CSV file the first parts of the paths are soon read.
+    if table.suffix != ".csv":
+        return []
+    place = _from(folder, table)
+    with suppress(OSError, UnicodeDecodeError, csv.Error), place.open(newline="", encoding="utf-8-sig") as file:
+        paths = [Path(row.get(str(data.get("path_column", "path"))) or "") for row in csv.DictReader(file)]
+        tops = sorted({path.parts[0] for path in paths if len(path.parts) > 1 and not path.is_absolute()})
+        return [top for top in tops if _from(folder, top).is_dir()]
+    return []
+
+
+def _shards(folder: Path, index: Path) -> list[str]:
+    """The files that an index of features in shards names, as seen from the folder."""
+    from stages.artifacts import INDEX_SUFFIX, shards
+
+    if not index.name.endswith(INDEX_SUFFIX):
+        return []
+    return [str(index.with_name(path.name)) for path in shards(_from(folder, index)) or []]
 
 
 def _scalar(text: str) -> str:

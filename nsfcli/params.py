@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +19,8 @@ STANDARD_PATH = Path("params.yaml")
 
 Workers = Annotated[int, Field(ge=0)] | Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
-Size = Annotated[int, Field(ge=1)]
+# Counts beyond any use, which other programs' integers still hold.
+Size = Annotated[int, Field(ge=1, lt=2**31)]
 # Up to what float32 holds.
 Rate = Annotated[float, Field(gt=0, le=1e38)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -395,7 +396,7 @@ def load(command: str, overrides: Mapping[str, str | None], path: Path | None = 
     for name, value in overrides.items():
         owner, key = name.split("__")
         if value is not None:
-            given.setdefault(owner, {})[key] = _scalar(value)
+            given.setdefault(owner, {})[key] = _listed(owner, key, _scalar(value))
     used = [command, *dict.fromkeys(name.split("__")[0] for name in overrides)]
     # Every section of the file is checked, so that a typo is not found only when the pipeline comes to its stage; only
     # those that the command uses need be there.
@@ -404,6 +405,13 @@ def load(command: str, overrides: Mapping[str, str | None], path: Path | None = 
         if name in content or name in given or name in used:
             sections[name] = _section(name, content.get(name), given.get(name, {}), where, command)
     return sections
+
+
+def _listed(section: str, key: str, value: Any) -> Any:
+    """An option's value; one word where only a list will do is a list of one."""
+    fields = [kind.model_fields[key] for kind in SECTIONS[section] if key in kind.model_fields]
+    lists = all(get_origin(field.annotation) is list for field in fields)
+    return [value] if lists and isinstance(value, str) else value
 
 
 def launch(path: Path | None = None) -> str | None:
@@ -469,7 +477,7 @@ def _sentence(
     value = first["input"]
     allowed = _allowed(kind.model_json_schema()["properties"][key])
     near = get_close_matches(str(value), [str(choice) for choice in _choices(kind, key)], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near and near[0] != str(value) else ""
     return BadParameter(f"{section}.{key} is {value!r}, and allowed is {allowed}{hint}", where=place)
 
 
@@ -502,7 +510,8 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     }
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     ranges = [f"{word} {schema[limit]}" for limit, word in limits.items() if limit in schema]
-    return " ".join([names.get(str(kind), str(kind)), *([" and ".join(ranges)] if ranges else [])])
+    named = "non-empty text" if schema.get("minLength") else names.get(str(kind), str(kind))
+    return " ".join([named, *([" and ".join(ranges)] if ranges else [])])
 
 
 def _nearest(name: str, known: Mapping[str, Any], what: str) -> str:
@@ -515,11 +524,11 @@ def _nearest(name: str, known: Mapping[str, Any], what: str) -> str:
 def _read_yaml(path: Path | None) -> dict[str, Any]:
     """The file's content; empty where no file was named and there is no params.yaml."""
     chosen = path or STANDARD_PATH
-    if not chosen.exists():
-        if path is not None:
-            raise MissingFile("there is no such file", where=path, do="check --params")
-        return {}
     try:
+        if not chosen.exists():
+            if path is not None:
+                raise MissingFile("there is no such file", where=path, do="check --params")
+            return {}
         content = _yaml().load(chosen.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadParameter("cannot be read", where=chosen) from error

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nsfcli import params
-from nsfcli.command import MODEL, UPDATE, ModelOption, Settings, UpdateOption
+from nsfcli.command import MODEL, UPDATE, ModelOption, Settings, UpdateOption, trained
 from nsfcli.console import Table
 
 # Rows shown on the terminal; --out and --json have them all.
@@ -45,7 +45,7 @@ def predict(
         result = run(
             paths=paths or [],
             texts=text or [],
-            model=model,
+            model=trained(model),
             own_model=sections["model"].model_dump(),
             update=update,
             out=out,

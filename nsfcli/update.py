@@ -20,6 +20,10 @@ from nsfcli.command import (
     Settings,
     base_head,
 )
+from stages.errors import BadParameter
+
+# The parameters that each solver reads.
+READS = {"auto": ("solver", "regularization", "seed"), "published": ("solver", "steps", "learning_rate", "seed")}
 
 
 @params.options("update")
@@ -49,6 +53,16 @@ def update(
 
     settings: Settings = ctx.obj
     sections = params.load("update", overrides, settings.params)
+    solver = sections["update"].model_dump()["solver"]
+    for name, value in overrides.items():
+        key = name.removeprefix("update__")
+        if value is not None and key not in READS[solver]:
+            other = next(each for each, keys in READS.items() if key in keys)
+            option = params.option_name("update", key, "update")
+            raise BadParameter(f"says nothing to solver {solver}", where=f"option {option}",
+                               do=f"leave it out, or use --solver {other}")  # fmt: skip
+    if force and solver != "auto":
+        raise BadParameter(f"says nothing to solver {solver}", where="option --force", do="leave it out")
     base = base_head(head, features, VAL)
     with settings.console.progress() as progress:
         summary = run(
@@ -67,11 +81,23 @@ def update(
         remedy = "; --force returns the new head all the same" if summary["solver"] == "auto" else ""
         settings.console.message(f"No repair, the base head is kept: {summary['kept_because']}{remedy}.")
     if summary["solver"] == "auto":
-        if base is None and not force and summary["verdict"] != "biased":
-            settings.console.message("No base head is given (--head) to keep: the new head is returned all the same.")
+        first = summary["verdict_of_identify"]
+        if first is not None and summary["verdict"] != first:
+            settings.console.message(
+                f"`nsf identify` said '{first}'; the completed minority (mirror {_signed(summary['mirror'])}) and "
+                f"cross-validation (balanced accuracy {_signed(summary['better'])}) say '{summary['verdict']}'."
+            )
+        if summary["doubt"] is not None and not force:
+            settings.console.message(
+                f"Doubtful: {summary['doubt']}. No base head is given (--head) to keep; the new head is returned."
+            )
         new = f"new head from {summary['pseudo_minority']} samples found to be minority"
         line = f"verdict {summary['verdict']}, {'base head kept' if summary['base_head_kept'] else new} -> {out}"
     else:
         line = f"{summary['rescued']} of {summary['minority']} minority samples rescued, {summary['conforming']} conforming"
         line = f"{line} -> {out}"
     settings.console.result(summary, line=line)
+
+
+def _signed(value: float | None) -> str:
+    return "none" if value is None else f"{value:+.2f}"

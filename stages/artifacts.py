@@ -236,7 +236,7 @@ def read(kind: str, path: Path, *, attributes: bool = False) -> Artifact:
         BadValues: no samples, values that are not finite, or labels below zero.
     """
     path, made_by = Path(path), f"`nsf {KINDS[kind].stage}` makes it"
-    files = _shards(path) if kind == "features" else None
+    files = shards(path) if kind == "features" else None
     opened = [_open(kind, file, made_by) for file in files or [path]]
     metadata = opened[0][1]
     sizes: dict[str, int] = {}
@@ -279,7 +279,7 @@ def one_output(weight: "Tensor", bias: "Tensor") -> "tuple[Tensor, Tensor]":
     return weight[1:] - weight[:1], bias[1:] - bias[:1]
 
 
-def _shards(path: Path) -> list[Path] | None:
+def shards(path: Path) -> list[Path] | None:
     """The files of features in shards, in order, where `path` is their index or only their index is there.
 
     The index is Hugging Face's: `weight_map` names the files, each of which is a features file of its own rows.
@@ -288,8 +288,9 @@ def _shards(path: Path) -> list[Path] | None:
         WrongArtifact: the index is damaged or names no file.
         MissingFile: a shard is not there.
     """
-    index = path if path.name.endswith(INDEX_SUFFIX) else path.with_name(path.name + INDEX_SUFFIX)
-    if (index != path and path.exists()) or not index.is_file():
+    # A path without a name is a folder.
+    index = path if path.name.endswith(INDEX_SUFFIX) or not path.name else path.with_name(path.name + INDEX_SUFFIX)
+    if (index != path and _exists(path)) or not index.is_file():
         return None
     try:
         names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
@@ -373,7 +374,7 @@ def written_by_nsf(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str((_shards(path) or [path])[0]), framework="numpy") as file:
+        with safe_open(str((shards(path) or [path])[0]), framework="numpy") as file:
             return "schema_version" in (file.metadata() or {})
     except (SafetensorError, OSError, UserError):
         return False
@@ -421,11 +422,23 @@ def _fingerprint_of_rows(rows: Rows, labels: "Tensor") -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is such a file, or a folder on the way to it may not be looked into.
+
+    Raises:
+        WrongArtifact: the latter.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise WrongArtifact(f"cannot be read ({error.strerror})", where=path, do="check who may read it") from error
+
+
 def _open(kind: str, path: Path, made_by: str) -> tuple[dict[str, "Tensor"], Metadata]:
     """All tensors of a safetensors file (mapped, not copied) and its metadata."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.exists():
+    if not _exists(path):
         raise MissingFile(f"there is no such file, and it is read as the {kind} artifact", where=path, do=made_by)
     if not path.is_file():
         raise WrongArtifact(f"is a folder, and the {kind} artifact is a file", where=path, do=made_by)
@@ -507,11 +520,19 @@ def _check_finite(name: str, tensor: "Tensor", path: Path) -> None:
     raise _not_finite(name, len(rows), tensor.shape[0], int(rows[0]), path)
 
 
+# What to do about values that are not finite, by the tensor; otherwise the stage that made them is asked again.
+MEND = {
+    "features": "remove these rows or mend the model that made them",
+    "weight": "check the model that the head was taken from",
+    "bias": "check the model that the head was taken from",
+}
+
+
 def _not_finite(name: str, bad: int, rows: int, first: int, path: Path) -> BadValues:
     return BadValues(
         f"'{name}' holds NaN or infinity in {bad} of {rows} rows, the first of them row {first}",
         where=path,
-        do="remove these rows or mend the model that made them",
+        do=MEND.get(name, "make the artifact again"),
     )
 
 
@@ -554,6 +575,21 @@ def check_lineage(artifact: Artifact, **inputs: Artifact | None) -> None:
                 where=artifact.path,
                 do=f"run `nsf {KINDS[artifact.kind].stage}` again",
             )
+
+
+def check_model(features: Artifact, head: Artifact | None) -> None:
+    """Refuse a head that nsf took from another model than the one that the features were extracted with.
+
+    Raises:
+        Mismatch: both files say which model they are of, and it is not the same.
+    """
+    ours, theirs = (each.metadata.inputs.get("model") if each is not None else None for each in (features, head))
+    if head is not None and ours is not None and theirs is not None and ours != theirs:
+        raise Mismatch(
+            f"is the head of another model than the one that {features.path} was extracted with",
+            where=head.path,
+            do="give features and head of one run of `nsf extract`",
+        )
 
 
 def check_known(features: Artifact, classes: int, source: Artifact | None, *, do: str) -> None:
@@ -819,6 +855,9 @@ class Outputs:
             raise CannotWrite("is named for two outputs of this command", where=path, do="name two files")
         if path.is_dir():
             raise CannotWrite("is a folder, and a file is to be written there", where=path, do="name a file")
+        if path.exists() and not path.is_file():
+            # A new file would take the place of the device itself.
+            raise CannotWrite("is a device or a pipe, and a file is to be written there", where=path, do="name a file")
         temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
         try:
             missing = [folder for folder in path.parents if not folder.exists()]

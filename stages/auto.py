@@ -33,13 +33,18 @@ MOST_MIRROR = -0.5
 LEAST_RECOVERED = 0.45
 LEAST_TOGETHER = 0.78
 LEAST_GAINED = 0.02
-# Where classes plainly share their shifts (nats for each sample of the minority) less will do of the first two, and the
-# third is not asked for; where the mirror is as clear as can be, no gain is, nor of a head from several readings: a gain
-# is measured on the groups that most of them agree on, and the head is of no single one of them.
+# Where classes plainly share their shifts (nats for each sample of the minority, more of them where there are more than two
+# classes) less will do of the first two, and the third is not asked for; where the mirror is as clear as can be, no gain is,
+# nor of more than two classes: a gain is measured on the groups that most readings agree on, and the head is of no single
+# one of them.
 PLAINLY_SHARED = 4.0
+PLAINLY_SHARED_SEVERAL = 5.0
 MOST_MIRROR_SHARED = -0.3
 LEAST_RECOVERED_SHARED = 0.1
 CLEAR_MIRROR = -0.85
+# Of more than two classes, in place of LEAST_TOGETHER: what it recovers less the completed minority's mirror, at
+# least, unless it is no worse at the classes than the base head. Several look-alike classes come near it without a bias.
+LEAST_OF_BOTH = 1.24
 # The completed minority's mirror up to which it speaks for a bias where the verdict could not tell, or was "not biased" with
 # a mirror up to DOUBTED.
 TELLING_MIRROR = -0.6
@@ -93,6 +98,7 @@ class Repaired:
         verdict: of `identify`, or of the second look where that could not tell or was in doubt.
         retrained: None where the verdict alone has decided.
         kept: why the base head is kept, in words; None where it is not.
+        doubt: why it would have been kept, where a new head is returned all the same: by force, or for want of a base head.
         evidence: what decides beside the verdict; None where the verdict alone has decided.
     """
 
@@ -102,6 +108,7 @@ class Repaired:
     retrained: Retrained | None
     kept: str | None
     evidence: "Evidence | None"
+    doubt: str | None = None
 
 
 def repair(
@@ -151,16 +158,22 @@ def repair(
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
         evidence = weigh(drawn, new, base, classes=classes)
-    if (verdict.bias == CANNOT_TELL or doubted) and evidence.tells(verdict):
+    several = classes > 2
+    if (verdict.bias == CANNOT_TELL or doubted) and evidence.tells(verdict, several=several):
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
-    if kept is not None and verdict.bias != BIASED:
-        return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", evidence)
+    doubt = None
+    if verdict.bias != BIASED:
+        doubt = f"the verdict is '{verdict.bias}'"
+        if kept is not None:
+            return Repaired(*kept, verdict, None, doubt, evidence)
     new = _for_all(features, labels, found.nearest, drawn, new)
-    if kept is not None and not evidence.carries(verdict, several=len(new.readings) > 1):
-        return Repaired(*kept, verdict, new, "cross-validation does not carry the repair", evidence)
+    if doubt is None and not evidence.carries(verdict, several=several):
+        doubt = "cross-validation does not carry the repair"
+        if kept is not None:
+            return Repaired(*kept, verdict, new, doubt, evidence)
     if drawn.samples > len(drawn.labels):
         new = _fitted_to_all(features, labels, new, classes=classes)
-    return Repaired(new.weight, new.bias, verdict, new, None, evidence)
+    return Repaired(new.weight, new.bias, verdict, new, None, evidence, doubt)
 
 
 @dataclass(frozen=True)
@@ -264,36 +277,40 @@ class Evidence:
     shared: float | None
     better: float | None
 
-    def plainly_shared(self) -> bool:
+    def plainly_shared(self, *, several: bool = False) -> bool:
         """Whether one class's minority tells where another's lies."""
         found = self.mirror is not None and self.mirror <= MOST_MIRROR_SHARED
-        return found and self.shared is not None and self.shared >= PLAINLY_SHARED
+        least = PLAINLY_SHARED_SEVERAL if several else PLAINLY_SHARED
+        return found and self.shared is not None and self.shared >= least
 
-    def mirrored(self, most: float = MOST_MIRROR) -> bool:
+    def mirrored(self, most: float = MOST_MIRROR, *, several: bool = False) -> bool:
         """Whether the completed minority is a spurious attribute's."""
-        return self.mirror is not None and (self.mirror <= most or self.plainly_shared())
+        return self.mirror is not None and (self.mirror <= most or self.plainly_shared(several=several))
 
     def plainly_better(self) -> bool:
         """Whether the new head is so much better at the classes that the base head must rely on something else."""
         return self.better is not None and self.better >= PLAINLY_BETTER
 
-    def tells(self, verdict: Verdict) -> bool:
+    def tells(self, verdict: Verdict, *, several: bool = False) -> bool:
         """Whether there is a bias, though this verdict could not tell or, in doubt, said that there was none.
 
         Against "not biased" the mirror alone speaks: what flipped labels or several look-alike classes leave is shared, too.
         """
         if verdict.bias == NOT_BIASED:
             return self.mirror is not None and self.mirror <= TELLING_MIRROR
-        return self.plainly_better() or self.mirrored(TELLING_MIRROR)
+        return self.plainly_better() or self.mirrored(TELLING_MIRROR, several=several)
 
     def carries(self, verdict: Verdict, *, several: bool = False) -> bool:
-        """Whether a repair under this verdict is worth its risk; `several` where it comes from several readings."""
+        """Whether a repair under this verdict is worth its risk; `several` where there are more than two classes."""
         if self.plainly_better():
             return True
-        if verdict.mirror is None or self.mirror is None or self.recovered is None or not self.mirrored():
+        if verdict.mirror is None or self.mirror is None or self.recovered is None or not self.mirrored(several=several):
             return False
-        if self.plainly_shared():
+        if self.plainly_shared(several=several):
             recovers = self.recovered >= LEAST_RECOVERED_SHARED
+        elif several:
+            no_worse = self.better is not None and self.better >= 0
+            recovers = self.recovered >= LEAST_RECOVERED and (no_worse or self.recovered - self.mirror >= LEAST_OF_BOTH)
         else:
             recovers = self.recovered >= LEAST_RECOVERED and self.recovered - verdict.mirror >= LEAST_TOGETHER
         least = 0.0 if several or self.mirror <= CLEAR_MIRROR else LEAST_GAINED

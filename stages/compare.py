@@ -140,7 +140,12 @@ def folds(labels: "Tensor", strata: "Tensor", seed: int) -> "Tensor":
 
 def _groups(labels: "Tensor", attributes: "Tensor") -> "Tensor":
     """A number (n,) int64 for class x attribute, sorted by class, then attribute; attribute -1 is one like the others."""
-    return labels * (int(attributes.max()) + 2) + attributes + 1
+    import torch
+
+    # Numbers of attributes may be as large as integers are.
+    values, numbers = torch.unique(attributes, return_inverse=True)
+    groups: Tensor = labels * len(values) + numbers
+    return groups
 
 
 def _in_large_groups(labels: "Tensor", attributes: "Tensor | None") -> "Tensor | None":
@@ -287,6 +292,8 @@ def run(
     data = artifacts.read("features", features, attributes=True)
     held_out = artifacts.read("features", test, attributes=True)
     base = artifacts.read("head", head)
+    for each in (data, held_out):
+        artifacts.check_model(each, base)
     artifacts.agree("d", data, held_out, base)
     classes = artifacts.check_labels(data, base.sizes["C"], source=base)
     artifacts.check_known(held_out, classes, base, do="give test features of the same classes")

@@ -11,12 +11,14 @@ from stages import models
 from stages.data import SPLITS, open_split
 from stages.errors import UserError
 from stages.extract import compute_dtype, cut, encoded, head_tensors, number_as
-from stages.loading import unreadable
+from stages.loading import check_kind, unreadable
 from stages.passes import predict
 from stages.runtime import begin, reproducible
 
 # Samples that are tried: spread over the split, so that every class is among them.
 TRIED = 64
+# Where architectures come from that can be built without weights, and so without the internet.
+BUILT_AT_ONCE = ("torchvision", "timm")
 
 
 def run(
@@ -24,6 +26,7 @@ def run(
     data: Mapping[str, Any],
     model: Path,
     own_model: Mapping[str, Any] | None,
+    planned: Mapping[str, Any] | None = None,
     batch_size: int,
     precision: str = "auto",
     device: str = "auto",
@@ -32,6 +35,7 @@ def run(
 
     Args:
         data, model, own_model, precision, device: as for `extract`; without `own_model` only what `nsf train` made counts.
+        planned: the `model` section, whose architecture is built (with no weights) where nothing is trained yet.
         batch_size: samples a forward pass.
 
     Returns:
@@ -62,6 +66,8 @@ def run(
         "model": None,
     }
     if own_model is None and not Path(model).exists():
+        if planned is not None and planned["source"] in BUILT_AT_ONCE:
+            check_kind(val, models.build(**{**planned, "weights": None}, classes=len(val.class_names)))
         return found
     opened = models.open_trained(model, own_model)
     classifier = opened.classifier

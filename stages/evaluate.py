@@ -43,6 +43,7 @@ def run(
     new = artifacts.read("update", update)
     base = artifacts.read("head", head) if head is not None else None
     artifacts.agree("d", data, new, base)
+    artifacts.check_model(data, base)
     classes = artifacts.agree("C", base, new)
     artifacts.check_lineage(new, head=base)
     artifacts.check_known(data, classes, new, do="give test features of the same classes")

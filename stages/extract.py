@@ -16,7 +16,7 @@ from stages import artifacts, models
 from stages.artifacts import Metadata, Outputs
 from stages.data import Split, open_split
 from stages.distributed import gathered, rank
-from stages.errors import BadValues, CannotWrite, Mismatch, UserError
+from stages.errors import BadValues, Mismatch, UserError
 from stages.loading import Samples, batches, check_kind, collate, move, unreadable
 from stages.models import Classifier, Opened
 from stages.parts import Parts, code, described
@@ -313,12 +313,11 @@ def run(
     parts: dict[str, Parts] = {}
     resumed: dict[str, int] = {}
     kept: set[Path] = set()
-    for path in (*paths.values(), Path(head_out)):
-        # The outputs come last; what is wrong with them is told first.
-        if path.is_dir():
-            raise CannotWrite("is a folder, and a file is to be written there", where=path, do="name a file")
     read = artifacts.named_in(data, own_model or {})
     with artifacts.outputs(model, *read) as files, reproducible(seed=0):
+        # The outputs come last; what is wrong with them is told first.
+        for path in (*paths.values(), Path(head_out)):
+            files.check(path)
         first = next(iter(readers.values()))
         encode, head, head_name = cut(classifier, first, target)
         precision = str(computed).removeprefix("torch.")

@@ -210,6 +210,7 @@ def run(
     data = artifacts.read("features", features)
     base = artifacts.read("head", head) if head is not None else None
     artifacts.agree("d", data, base)
+    artifacts.check_model(data, base)
     classes = artifacts.check_labels(data, base.sizes["C"] if base else None, source=base)
     with artifacts.outputs(features, head) as files, reproducible(0):
         x, labels = data.rows.to(target), data.own("labels").to(target)

@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from stages.data.table import read_rows_jsonl
 from stages.errors import BadData, Mismatch, MissingFile
 from stages.extract import compute_dtype, cut, encoded, head_tensors
 from stages.runtime import Progress, begin, reproducible, silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def run(
@@ -61,7 +64,11 @@ def run(
     found = _texts(paths, texts, text_column, second_text_column) if is_text else _image_files(paths, texts)
     names = new.class_names(len(new["folded_weight"]))
     split = _unlabelled(found, names, kind="text" if is_text else "image")
-    with reproducible(seed=0):
+    images = [content for _, content in found if isinstance(content, Path)]
+    read = (model, update, *artifacts.named_in(own_model or {}), *paths, *images)
+    with artifacts.outputs(*read) as files, reproducible(seed=0):
+        if out is not None:
+            files.check(out)
         encode, head, _ = cut(classifier, split, target)
         weight, bias = head_tensors(head)
         if weight.shape != new["folded_weight"].shape:
@@ -83,26 +90,29 @@ def run(
         for features, _ in batches:
             for name, (rows, offset) in heads.items():
                 made[name].append(torch.softmax(features @ rows.T + offset, dim=1).cpu())
-    probabilities = {name: torch.cat(parts) for name, parts in made.items()}
-    samples = []
-    for position, (sample, _) in enumerate(found):
-        row: dict[str, Any] = {"sample": sample}
-        for name in heads:
-            highest = probabilities[name][position].max(dim=0)
-            row[name] = names[int(highest.indices)]
-            row[f"{name}_probability"] = round(float(highest.values), 6)
-        samples.append(row)
-    if out is not None:
-        with artifacts.outputs(update, *paths) as files:
-            table = io.StringIO()
-            columns = ["sample", "base", "nsf", *(f"{head}:{name}" for head in heads for name in names)]
-            writer = csv.writer(table, lineterminator="\n")
-            writer.writerow(columns)
-            for position, row in enumerate(samples):
-                shares = [round(float(p), 6) for name in heads for p in probabilities[name][position]]
-                writer.writerow([row["sample"], row["base"], row["nsf"], *shares])
-            files.text(out, table.getvalue())
+        probabilities = {name: torch.cat(parts) for name, parts in made.items()}
+        samples = []
+        for position, (sample, _) in enumerate(found):
+            row: dict[str, Any] = {"sample": sample}
+            for name in heads:
+                highest = probabilities[name][position].max(dim=0)
+                row[name] = names[int(highest.indices)]
+                row[f"{name}_probability"] = round(float(highest.values), 6)
+            samples.append(row)
+        if out is not None:
+            files.text(out, _table(samples, probabilities, names))
     return {"classes": names, "samples": samples}
+
+
+def _table(samples: Sequence[Mapping[str, Any]], probabilities: "Mapping[str, Tensor]", names: Sequence[str]) -> str:
+    """A CSV line a sample: its class by either head, and the probabilities (n, C) of all classes."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["sample", "base", "nsf", *(f"{head}:{name}" for head in probabilities for name in names)])
+    for position, row in enumerate(samples):
+        shares = [round(float(p), 6) for rows in probabilities.values() for p in rows[position]]
+        writer.writerow([row["sample"], row["base"], row["nsf"], *shares])
+    return table.getvalue()
 
 
 def _images(paths: Sequence[Path]) -> bool:

@@ -183,7 +183,8 @@ def run(
 
     Returns:
         A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`; of solver "auto"
-        `verdict`, `mirror`, `recovered`, `gained`, `shared`, `better`, `pseudo_minority` and `penalty` too, None where they
+        `doubt` (why the base head would have been kept, where it is not), `verdict`, `verdict_of_identify`, `mirror`,
+        `recovered`, `gained`, `shared`, `better`, `pseudo_minority` and `penalty` too, None where they
         were not needed.
 
     Raises:
@@ -198,6 +199,7 @@ def run(
     base = artifacts.read("head", head) if head is not None else None
     artifacts.agree("n", data, found)
     artifacts.agree("d", data, found, neutral, learned, base)
+    artifacts.check_model(data, base)
     classes = artifacts.agree("C", base, found, neutral)
     artifacts.check_lineage(found, features=data)
     artifacts.check_lineage(neutral, features=data, identify=found)
@@ -229,7 +231,9 @@ def run(
                 *unfold(repaired.weight, repaired.bias, scale, shift), repaired.weight, repaired.bias
             )  # fmt: skip
             extra = {
+                "doubt": repaired.doubt,
                 "verdict": repaired.verdict.bias,
+                "verdict_of_identify": found.metadata.notes.get("verdict"),
                 "mirror": repaired.verdict.mirror,
                 **_evidence(repaired),
                 "pseudo_minority": None if attributes is None else distributed.count(int((attributes != labels).sum())),

@@ -1,6 +1,7 @@
 """Data sets: one module per format, each with a `read(split, **options) -> Split`."""
 
 import csv
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -120,15 +121,21 @@ def open_split(split: str, *, format: str, on_error: str = "stop", **options: An
     return opened
 
 
+# A whole number from 0, perhaps written as a fraction.
+WHOLE = re.compile(r"[0-9]+(\.0*)?")
+
+
 def number(values: Sequence[str], *, where: str | Path | None = None) -> tuple[np.ndarray, list[str]]:
     """Number the distinct values of a column: (n,) int64 and a name per number.
 
-    Whole numbers from 0 stand for themselves, so that they fit a head trained elsewhere; other values are sorted. An
-    empty value is unknown, -1.
+    Whole numbers from 0 stand for themselves, so that they fit a head trained elsewhere (as 2.0, too, which pandas makes of
+    a column with gaps); other values are sorted. An empty value is unknown, -1.
 
     Raises:
         BadData: a whole number above HIGHEST, told of the file `where`.
     """
+    if all(WHOLE.fullmatch(value) for value in values if value != ""):
+        values = [value.partition(".")[0] for value in values]
     known = sorted({value for value in values if value != ""})
     if all(value.isdecimal() for value in known):
         highest = max((int(value) for value in known), default=-1)

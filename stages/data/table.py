@@ -98,7 +98,9 @@ def read(
     else:
         start = table.path.parent if root is None else Path(root)
         do = "check data.root" if root is not None else "set data.root to the images' folder"
-        source = table.images(start, table.rows[path_column].str.strip(), rows, do=do)
+        paths = table.rows[path_column].str.strip()
+        table.refuse((paths == "") & chosen, path_column, "a path")
+        source = table.images(start, paths, rows, do=do)
     values, value_names = _number([table, *others], attributes) if attributes else (None, None)
     return Split(
         labels=labels[rows],

@@ -123,11 +123,12 @@ def patch(source: Path, target: IO[bytes], changes: "Mapping[str, Tensor]") -> N
     import torch
 
     content = _read(source)
-    state = _state(content) or {}
+    places = _places(content)
     for name, tensor in changes.items():
-        _fits(name, tuple(state[name].shape) if name in state else None, tensor, source)
+        holder, key = places.get(name, ({}, name))
+        _fits(name, tuple(holder[key].shape) if name in places else None, tensor, source)
         # A new tensor in the old one's place: storage shared with others must not change under them.
-        state[name] = tensor.detach().to(state[name].dtype).cpu().clone()
+        holder[key] = tensor.detach().to(holder[key].dtype).cpu().clone()
     torch.save(content, target)
 
 
@@ -169,6 +170,7 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(str(path))
+        _check_magic(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise BadModel(
@@ -183,17 +185,42 @@ def _read(path: Path) -> Any:
         ) from error
 
 
+def _check_magic(path: Path) -> None:
+    """Refuse what torch.save has never written, by its first bytes: PyTorch would take it for a pickle.
+
+    Raises:
+        BadModel: as said.
+    """
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise BadModel("is a pointer of Git LFS, not the weights", where=path, do="fetch them: git lfs pull")
+    # A zip archive, or (before PyTorch 1.6) a pickle.
+    if not start.startswith((b"PK", b"\x80")):
+        raise BadModel("is no file that torch.save writes", where=path, do="name the file with the weights")
+
+
 def _state(content: Any) -> "dict[str, Tensor] | None":
-    """The state dict in a file's content: the content itself, or what lies in one of CONTAINERS."""
+    """The state dict in a file's content, as `_places` finds it."""
+    return {name: holder[key] for name, (holder, key) in _places(content).items()} or None
+
+
+def _places(content: Any) -> "dict[str, tuple[dict[str, Any], str]]":
+    """Where each value of the state dict in a file's content lies: (the dictionary, its key there).
+
+    The state dict is the content itself, what lies in one of CONTAINERS, or several of them in a dictionary of the user's
+    own, whose keys then come first in the names: "head.weight" for {"head": {"weight": ...}}.
+    """
     if not isinstance(content, dict):
-        return None
+        return {}
     if any(_is_tensor(value) for value in content.values()):
-        return content
+        return {str(key): (content, key) for key in content}
     for key in CONTAINERS:
-        found = _state(content.get(key))
-        if found is not None:
+        if found := _places(content.get(key)):
             return found
-    return None
+    several = [(key, value) for key, value in content.items() if isinstance(value, dict)]
+    several = [(key, value) for key, value in several if any(_is_tensor(each) for each in value.values())]
+    return {f"{outer}.{key}": (value, key) for outer, value in several for key in value}
 
 
 def _is_tensor(value: Any) -> bool:

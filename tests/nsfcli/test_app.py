@@ -108,7 +108,7 @@ def test_shell_completion(nsf: Callable[..., Done], tmp_path: Path) -> None:
         ("identify --params=p.yaml --head h", "--params=p.yaml identify --head h"),
         ("--debug identify --json", "--debug --json identify"),
         ("identify -- --json", "identify -- --json"),
-        ("identify --params", "--params identify"),
+        ("identify --params", "identify --params"),
         ("", ""),
     ],
 )
@@ -209,13 +209,14 @@ def test_a_narrow_window_cuts_no_number(
     assert done.code == 0 and "…" not in done.stdout and len(rows) == 2 and len(headings) > 60
 
 
-def test_a_closed_pipe_is_no_failure(tmp_path: Path) -> None:
-    """`nsf --json metrics | true`: whoever reads may stop reading."""
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_closed_pipe_is_no_failure(options: list[str], tmp_path: Path) -> None:
+    """`nsf metrics | true`: whoever reads may stop reading."""
     report = {"worst_group_accuracy": None, "mean_accuracy": 1.0, "classes": {"0": 1.0}, "groups": {}}
     (tmp_path / "m.json").write_text(json.dumps({"base": None, "nsf": report, "samples": {"0": 3}}))
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "nsfcli", "--json", "metrics", "--metrics", "m.json"]
+    command = [sys.executable, "-m", "nsfcli", *options, "metrics", "--metrics", "m.json"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     os.close(writer)
     # As a command that the closed pipe has killed.

@@ -1,6 +1,7 @@
 """Bad input of every kind: each is told in one sentence with exit code 1, and no file appears or changes."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -175,6 +176,7 @@ def test_update_says_that_there_is_nothing_to_fall_back_on(nsf: Callable[..., Do
     for command in ("identify", "neutralize", "eliminate", "update"):
         done = nsf(command, "--features", "other.safetensors")
         assert (done.code, "no base head is given" in done.stderr.lower()) == (0, command == "update"), done.stderr
+    assert "Doubtful: " in done.stderr
 
 
 def test_attributes_of_any_kind_are_left_alone_before_evaluate(nsf: Callable[..., Done]) -> None:
@@ -383,6 +385,50 @@ def test_an_output_in_an_unwritable_place(command: str, output: str, refuse: Ref
     refuse(command, [f"--{output}", "x" * 300], "File name too long")
 
 
+@pytest.mark.parametrize(("command", "output"), WRITES)
+def test_an_output_that_is_no_file(command: str, output: str, refuse: Refuse) -> None:
+    """A device would be replaced by a file: /dev/null, for whoever may write there."""
+    os.mkfifo("pipe")
+    refuse(command, [f"--{output}", "pipe"], "pipe: is a device or a pipe", "name a file")
+    assert Path("pipe").is_fifo()
+
+
+@pytest.mark.parametrize(("command", "output"), WRITES)
+def test_the_parameters_are_no_output(command: str, output: str, refuse: Refuse) -> None:
+    refuse(command, [f"--{output}", "./params.yaml"], "'params.yaml' holds the parameters", f"option --{output}")
+    Path("other.yaml").write_text("")
+    refuse(command, [f"--{output}", "other.yaml", "--params", "other.yaml"], "'other.yaml' holds the parameters")
+
+
+@pytest.mark.parametrize("folder", [".", "", "artifacts"])
+def test_a_folder_is_no_artifact(folder: str, refuse: Refuse) -> None:
+    refuse("identify", ["--features", folder], "is a folder, and the features artifact is a file")
+
+
+def test_a_file_that_may_not_be_looked_at(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    exists = Path.exists
+
+    def locked(self: Path, **options: bool) -> bool:
+        if "locked" in self.parts:
+            raise PermissionError(13, "Permission denied")
+        return exists(self, **options)
+
+    monkeypatch.setattr(Path, "exists", locked)
+    words = "locked/val.safetensors: cannot be read (Permission denied)", "check who may read it"
+    refuse("identify", ["--features", "locked/val.safetensors"], *words)
+    refuse("identify", ["--params", "locked/params.yaml"], "locked/params.yaml: cannot be read")
+
+
+@pytest.mark.parametrize(("command", "option"), [case for case in READS if case[1] == "head"])
+def test_a_head_of_another_model(command: str, option: str, refuse: Refuse) -> None:
+    """nsf writes into both files which model they are of."""
+    path = standard(command, "features")
+    for name, target, model in ((path, "features", "sha256:a"), (Path("artifacts/head.safetensors"), "head", "sha256:b")):
+        rewrite(name, name, {}, schema_version="1", kind=target, stage="extract", inputs=json.dumps({"model": model}))
+    words = "is the head of another model than the one that", "give features and head of one run of `nsf extract`"
+    refuse(command, ["--features", path, "--head", "artifacts/head.safetensors"], *words)
+
+
 @pytest.mark.parametrize(("command", "output"), [case for case in WRITES if case[1] != "out"])
 def test_two_outputs_on_one_path(command: str, output: str, refuse: Refuse) -> None:
     Path("both").write_bytes(b"yesterday's")
@@ -420,6 +466,23 @@ def test_a_device_that_is_not_there(command: str, refuse: Refuse, monkeypatch: p
 @pytest.mark.parametrize("command", ["eliminate", "update"])
 def test_an_option_s_value(command: str, option: str, value: str, allowed: str, refuse: Refuse) -> None:
     refuse(command, [f"--{option}", value], f"option --{option}", f"{command}.{option}".replace("-", "_"), value, allowed)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--steps", 5], ("option --steps", "says nothing to solver auto", "--solver published")),
+        (["--learning-rate", 0.1], ("option --learning-rate", "says nothing to solver auto")),
+        (["--solver", "published", "--regularization", 3], ("option --regularization", "says nothing to solver published")),
+        (["--solver", "published", "--force"], ("option --force", "says nothing to solver published")),
+    ],
+)
+def test_an_option_of_the_other_solver(options: list[object], words: tuple[str, ...], refuse: Refuse) -> None:
+    refuse("update", options, *words)
+
+
+def test_more_steps_than_there_can_be(refuse: Refuse) -> None:
+    refuse("eliminate", ["--steps", "100000000000000000000"], "eliminate.steps", "below 2147483648")
 
 
 @pytest.mark.parametrize("command", ["eliminate", "update"])

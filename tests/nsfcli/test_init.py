@@ -197,6 +197,91 @@ def test_without_options_it_asks(
     assert data.items() <= written["data"].items() and model.items() <= written["model"].items()
 
 
+def test_questions_are_not_the_result(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from nsfcli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nsfcli.init._is_terminal", lambda: True)
+    done = CliRunner().invoke(app, ["init", "--json"], input="photos\nresnet18\n\n")
+    # The runner shows the answers on stdout, as a terminal would.
+    assert json.loads(done.stdout.splitlines()[-1])["trains"] is True
+    assert "Model: " in done.stderr and "Model: " not in done.stdout
+    # Nobody answers.
+    ended = CliRunner().invoke(app, ["init", "new"], input="")
+    assert ended.exit_code == 130 and "interrupted" in ended.stderr and not (tmp_path / "new").exists()
+
+
+def test_paths_from_a_folder_that_is_not_there_yet(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "best.pt")
+    done = nsf("init", "repair", "--images", "../photos", "--architecture", "resnet18", "--weights", "../best.pt", "--quiet")
+    assert done.code == 0, done.stderr
+    assert read_yaml(tmp_path / "repair/dvc.yaml")["stages"]["extract"]["deps"] == ["../photos", "../best.pt"]
+
+
+@pytest.mark.parametrize(
+    ("table", "root", "expected"),
+    [
+        ("rows.csv", None, ["rows.csv", "photos"]),
+        ("rows.csv", "photos", ["rows.csv", "photos"]),
+        ("photos/rows.csv", None, ["photos/rows.csv", "photos"]),
+    ],
+)
+def test_the_images_of_a_table_are_watched(
+    table: str, root: str | None, expected: list[str], photos: Path, nsf: Nsf, tmp_path: Path
+) -> None:
+    (tmp_path / table).write_text("path,label,split\nphotos/val/cold/00.png,cold,val\nphotos/val/warm/00.png,warm,val\n")
+    options = ["--root", root] if root else []
+    assert nsf("init", "--csv", table, *options, "--quiet").code == 0
+    assert read_yaml(tmp_path / "dvc.yaml")["stages"]["train"]["deps"] == expected
+
+
+def test_shards_are_watched(nsf: Nsf, tmp_path: Path) -> None:
+    names = ["val-00001-of-00002.safetensors", "val-00002-of-00002.safetensors"]
+    for name in names:
+        save_file(planted(), tmp_path / name)
+    index = tmp_path / "val.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {f"features.{at}": name for at, name in enumerate(names)}}))
+    assert nsf("init", "--features", index.name, "--quiet").code == 0
+    stages = read_yaml(tmp_path / "dvc.yaml")["stages"]
+    for stage in ("identify", "neutralize", "eliminate", "update"):
+        assert stages[stage]["deps"][:3] == [index.name, *names]
+    run_process("dvc", "repro", cwd=tmp_path, check=True)
+    save_file({**planted(), "features": planted()["features"] * 3}, tmp_path / names[0])
+    assert "Running stage 'identify'" in run_process("dvc", "repro", cwd=tmp_path, check=True).stdout
+
+
+def test_what_a_function_reads_is_said_to_be_unwatched(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    done = nsf("init", "--images", "photos", "--function", "mine:made")
+    assert done.code == 0 and "watches the file of mine:made; add what else it reads" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("{architecture: resnet19}", ("no image classifier 'resnet19'", "did you mean resnet1")),
+        ("{source: timm, architecture: resnet19}", ("'resnet19'",)),
+    ],
+)
+def test_doctor_knows_architectures_before_there_is_a_model(
+    model: str, words: tuple[str, ...], photos: Path, nsf: Nsf, tmp_path: Path
+) -> None:
+    text = f"data: {{format: folder, root: photos}}\nmodel: {model}\ntrain: {{epochs: 4}}\n"
+    (tmp_path / "params.yaml").write_text(text)
+    assert_one_sentence(nsf("doctor"), *words)
+
+
+def test_doctor_tells_texts_from_images_before_there_is_a_model(nsf: Nsf, tmp_path: Path) -> None:
+    rows = [f"{word},{label},{split}" for split in ("train", "val", "test") for label, word in enumerate(("bad", "good"))]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label,split", *rows]) + "\n")
+    (tmp_path / "params.yaml").write_text(
+        "data: {format: csv, file: rows.csv, text_column: text}\nmodel: {architecture: resnet18}\ntrain: {epochs: 4}\n"
+    )
+    assert_one_sentence(nsf("doctor"), "resnet18: takes images, and the data holds texts")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

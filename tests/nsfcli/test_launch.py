@@ -124,7 +124,7 @@ def test_a_process_that_was_launched_launches_no_other(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("3", ["distributed.launch is 3", "text or null"]),
+        ("3", ["distributed.launch is 3", "non-empty text or null"]),
         ("''", ["distributed.launch is ''"]),
         ("' '", ["distributed.launch is empty", "null"]),
         ('"a \'b"', ["distributed.launch", "No closing quotation"]),

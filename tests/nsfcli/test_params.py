@@ -123,6 +123,14 @@ def test_options_win_over_the_file(folder: Path) -> None:
     assert section.model_dump() == {"steps": 7, "learning_rate": 0.5}
 
 
+def test_one_word_is_a_list_of_one(folder: Path) -> None:
+    assert load("compare", {"compare__methods": "erm"})["compare"].methods == ["erm"]
+    (folder / "params.yaml").write_text("compare: {methods: erm}\n")
+    with pytest.raises(BadParameter, match=r"compare\.methods is 'erm', and allowed is a list") as caught:
+        load("compare", {})
+    assert "did you mean" not in str(caught.value)
+
+
 def test_1e_3_is_a_number(folder: Path) -> None:
     """YAML 1.1 reads text here, and so would PyYAML."""
     (folder / "params.yaml").write_text("eliminate: {learning_rate: 1e-4}\n")

@@ -169,12 +169,29 @@ def test_what_carries_a_repair(evidence: Evidence, carried: bool) -> None:
     assert evidence.carries(Verdict(BIASED, -0.4, [])) == carried
 
 
-@pytest.mark.parametrize(("gained", "carried"), [(0.2, True), (0.05, True), (-0.05, False)])
-def test_a_head_from_several_readings_need_not_gain(gained: float, carried: bool) -> None:
-    evidence = Evidence(-0.7, 0.6, gained, -1.0, 0.0)
+@pytest.mark.parametrize(
+    ("evidence", "carried"),
+    [
+        (Evidence(-0.7, 0.6, 0.2, -1.0, -0.1), True),
+        (Evidence(-0.7, 0.6, 0.005, -1.0, -0.1), True),  # it need not gain
+        (Evidence(-0.7, 0.6, -0.05, -1.0, 0.0), False),
+        (Evidence(-0.4, 0.6, 0.2, -1.0, 0.0), False),  # hardly mirrored
+        (Evidence(-0.65, 0.55, 0.2, -1.0, -0.03), False),  # as look-alike classes are,
+        (Evidence(-0.65, 0.55, 0.2, -1.0, 0.03), True),  # but for being better at the classes
+        (Evidence(-0.65, 0.55, 0.2, -1.0, None), False),
+        (Evidence(-0.65, 0.4, 0.2, -1.0, 0.03), False),
+        (Evidence(-0.4, 0.4, 0.2, 4.5, -0.1), False),
+        (Evidence(-0.4, 0.4, 0.2, 5.5, -0.1), True),
+    ],
+)
+def test_what_carries_a_repair_of_more_than_two_classes(evidence: Evidence, carried: bool) -> None:
     assert evidence.carries(Verdict(BIASED, -0.4, []), several=True) == carried
-    hardly_mirrored = replace(evidence, mirror=-0.4)
-    assert not hardly_mirrored.carries(Verdict(BIASED, -0.4, []), several=True)
+
+
+def test_more_than_two_classes_must_share_more_to_tell() -> None:
+    evidence, unsure = Evidence(-0.4, 0.5, 0.2, 4.5, 0.0), Verdict(CANNOT_TELL, -0.25, [])
+    assert evidence.tells(unsure) and not evidence.tells(unsure, several=True)
+    assert replace(evidence, shared=5.5).tells(unsure, several=True)
 
 
 def test_without_a_head_there_is_nothing_to_keep() -> None:

@@ -291,6 +291,11 @@ def test_predict_images(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(shares[2:]), torch.softmax(repaired_logits()[0], 0), rtol=1e-3, atol=1e-4)
     shown = nsf("predict", "photos/test/cold/00.png")
     assert shown.code == 0 and "photos/test/cold/00.png" in shown.stdout
+    for path in ("best.pth", "photos/test/warm/00.png", "artifacts/update.safetensors"):
+        before = Path(path).read_bytes()
+        assert_one_sentence(nsf("predict", "photos/test", "--out", path), f"{path}: is an input of this command")
+        assert Path(path).read_bytes() == before
+    assert_one_sentence(nsf("predict", "photos/test", "--model", "nope"), "nope: there is no such model", "check --model")
     assert_one_sentence(nsf("predict"), "nothing to predict")
     assert_one_sentence(nsf("predict", "nowhere.png"), "nowhere.png: there is no such file")
     assert_one_sentence(nsf("predict", "--text", "words"), "the model takes images, and a text was given")

@@ -269,6 +269,15 @@ def test_a_mistake_leaves_finished_parts_and_no_half_artifact(images: Path, trai
     assert run(tmp_path / "out", images, trained)["resumed"] == {"val": 12}
 
 
+def test_a_wrong_output_is_told_before_the_work(images: Path, trained: Path, tmp_path: Path, forwards: list[int]) -> None:
+    (tmp_path / "file").write_text("no folder")
+    paths = {"out": tmp_path / "out/features", "head_out": tmp_path / "file/head.safetensors"}
+    data = {"format": "folder", "root": str(images)}
+    with pytest.raises(CannotWrite, match="cannot be written"):
+        extract.run(data=data, model=trained, splits=["val"], batch_size=2, device="cpu", **paths)
+    assert forwards == [] and not (tmp_path / "out").exists()
+
+
 def test_a_full_disk_makes_no_segment_look_whole(
     images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

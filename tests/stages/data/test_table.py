@@ -43,6 +43,26 @@ def test_words_as_labels_and_unknown_attributes(table: Table) -> None:
     assert val.attribute_names == ["grass", "snow"] and val.attributes.tolist() == [-1, 0]
 
 
+def test_whole_numbers_that_pandas_wrote_as_fractions(table: Table) -> None:
+    """A column with gaps is one of floats: 10.0 is class 10, not the one after 1.0."""
+    rows = [f"{n}.png,{n}.0,val,{'' if n == 3 else f'{n % 2}.0'}" for n in range(12)]
+    path = table(*rows, columns="path,label,split,scene")
+    val = open_split("val", format="csv", file=str(path), attribute_column="scene")
+    assert val.labels.tolist() == list(range(12)) and val.class_names[10] == "10"
+    assert val.attributes.tolist() == [-1 if n == 3 else n % 2 for n in range(12)] and val.attribute_names == ["0", "1"]
+    others = open_split("val", format="csv", file=str(table("a.png,0.5,val", "b.png,1.0,val")))
+    assert others.class_names == ["0.5", "1.0"]
+
+
+def test_a_row_without_a_path(table: Table) -> None:
+    path = table("a.png,0,val", "b.png,1,val")
+    path.write_text(path.read_text().replace("b.png", " "))
+    with pytest.raises(BadData, match=r"line 3, column 'path': '.*' is not a path"):
+        open_split("val", format="csv", file=str(path))
+    path.write_text(path.read_text().replace("1,val", "1,test"))
+    assert len(open_split("val", format="csv", file=str(path))) == 1
+
+
 def test_images_in_another_folder(table: Table, tmp_path: Path) -> None:
     path = table("images/a.png,0,val", "images/b.png,1,val")
     moved = path.rename(tmp_path / "images" / "list.csv")

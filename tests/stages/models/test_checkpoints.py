@@ -75,8 +75,15 @@ def test_mistakes(state: dict, tmp_path: Path) -> None:
     torch.save({"epoch": 3}, path)
     with pytest.raises(BadModel, match="holds no state dict"):
         fit(path)
-    path.write_bytes(b"no checkpoint")
-    with pytest.raises(BadModel, match=r"w\.pt: "):
+    for content in (b"no checkpoint", b"a,b\n1,2\n", b"import torch\n", b"\x1f\x8b\x08\x00", b"<html>", b""):
+        path.write_bytes(content)
+        with pytest.raises(BadModel, match=r"w\.pt: is no file that torch\.save writes; name the file with the weights"):
+            fit(path)
+    path.write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(BadModel, match=r"w\.pt: cannot be read as a checkpoint"):
+        fit(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(BadModel, match="is a pointer of Git LFS, not the weights; fetch them: git lfs pull"):
         fit(path)
     torch.save({name: tensor for name, tensor in state.items() if "body" not in name}, path)
     with pytest.raises(BadModel, match=r"lacks 2 of the architecture's 9 tensors, 'body\.weight' first, and holds norm"):
@@ -102,6 +109,17 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         with pytest.raises(BadModel, match=r"running code that it holds .* save its state dict"):
             checkpoints.read(tmp_path / name)
     assert not (tmp_path / "ran").exists()
+
+
+def test_state_dicts_of_one_s_own_arrangement(state: dict, tmp_path: Path) -> None:
+    """Encoder and head apart, as a function of the user's own may save them."""
+    path, copy = tmp_path / "mine.pt", tmp_path / "copy.pt"
+    torch.save({"epoch": 3, "encoder": {"weight": torch.ones(3)}, "head": {"weight": state["head.weight"]}}, path)
+    assert checkpoints.read(path).keys() == {"encoder.weight", "head.weight"}
+    with copy.open("wb") as file:
+        checkpoints.patch(path, file, {"head.weight": torch.zeros_like(state["head.weight"])})
+    held = torch.load(copy, weights_only=True)
+    assert held["epoch"] == 3 and torch.equal(held["encoder"]["weight"], torch.ones(3)) and not held["head"]["weight"].any()
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
