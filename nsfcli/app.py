@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import io
 import os
 import signal
 import sys
@@ -234,6 +235,10 @@ def main() -> None:
     # OpenMP's threads sleep while they wait for each other: on cores that others use too, spinning takes many times as long
     # (docs/scale.md). It reads this once, when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a class's name shows its escape; results are written by then.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if distributed.size() > 1:
         from nsfcli.launch import work
 

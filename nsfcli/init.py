@@ -227,7 +227,8 @@ def _complete(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     if "source" not in model:
         model["source"] = "transformers" if "name" in model else "callable" if "function" in model else "torchvision"
     weights = str(model.get("weights", ""))
-    if weights.endswith(SUFFIXES) and not _from(folder, weights).is_file():
+    # Names of weights, such as IMAGENET1K_V1, are in capitals.
+    if weights and (weights.endswith(SUFFIXES) or not weights.isupper()) and not _from(folder, weights).is_file():
         raise MissingFile("is not there", where=folder / weights, do="name it as seen from the folder to set up")
     if model["source"] in IMAGE_SOURCES:
         model.setdefault("architecture", "resnet50")

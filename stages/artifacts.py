@@ -236,6 +236,8 @@ def read(kind: str, path: Path, *, attributes: bool = False) -> Artifact:
         BadValues: no samples, values that are not finite, or labels below zero.
     """
     path, made_by = Path(path), f"`nsf {KINDS[kind].stage}` makes it"
+    if KINDS[kind].stage == "extract":
+        made_by += f", or name a file of your own (--{kind})"
     files = shards(path) if kind == "features" else None
     opened = [_open(kind, file, made_by) for file in files or [path]]
     metadata = opened[0][1]

@@ -25,6 +25,8 @@ DISTANCE_EPS = 1e-6
 SETTLED = 0.01
 LOOK_BACK = 10
 MOST_STEPS = 350
+# What to do where T is not finite.
+DIVERGED = "lower eliminate.learning_rate or eliminate.steps, or scale features down that are far above 1"
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,11 @@ def run(
             learning_rate=learning_rate,
             progress=progress,
         )
-        artifacts.check_computed(out, vars(learned), do="lower eliminate.learning_rate or eliminate.steps")
+        artifacts.check_computed(
+            out,
+            vars(learned),
+            do="lower eliminate.learning_rate or eliminate.steps, or scale features down that are far above 1",
+        )
         metadata = Metadata(
             parameters={"steps": steps, "learning_rate": learning_rate},
             inputs={"features": data.fingerprint, "neutralize": neutral.fingerprint},

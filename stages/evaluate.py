@@ -11,6 +11,7 @@ from typing import Any
 
 from stages import artifacts, distributed, metrics
 from stages.artifacts import Metadata
+from stages.errors import WrongArtifact
 from stages.passes import best
 from stages.runtime import Progress, begin, silent
 
@@ -57,7 +58,7 @@ def run(
         own = best(data.rows.to(target), on_device, what="predict", progress=progress)
         predictions = {model: distributed.rows_of_all(classes).cpu() for model, classes in zip(heads, own, strict=True)}
         named = (labels, attributes, names, data.metadata.attribute_names)
-        train_groups = json.loads(data.metadata.notes.get("train_groups", "null"))
+        train_groups = _train_groups(data)
         classes_of, groups_of = metrics.members(*named)
         result: dict[str, Any] = {
             "base": metrics.report(predictions["base"], *named, train_groups) if base is not None else None,
@@ -81,6 +82,21 @@ def run(
         if groups_out is not None:
             files.text(groups_out, _groups_table(result))
     return result
+
+
+def _train_groups(features: artifacts.Artifact) -> dict[str, int] | None:
+    """The group sizes of the training split that extract has noted in test features.
+
+    Raises:
+        WrongArtifact: what stands there is something else.
+    """
+    try:
+        noted = json.loads(features.metadata.notes.get("train_groups", "null"))
+        return None if noted is None else {str(name): int(count) for name, count in noted.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise WrongArtifact(
+            "holds damaged metadata ('train_groups')", where=features.path, do="run `nsf extract` again"
+        ) from error
 
 
 def _groups_table(result: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from nsfcli import __version__
 from nsfcli.app import COMMANDS, hoist
@@ -244,6 +246,15 @@ def test_progress_bars_only_on_a_terminal(stream: type, quiet: bool, monkeypatch
     shown = sys.stderr.getvalue()
     assert ("4/4" in shown) == (stream is Terminal and not quiet)
     assert bool(shown) == (stream is Terminal and not quiet)
+
+
+@pytest.mark.usefixtures("features")
+def test_names_that_a_terminal_cannot_show(tmp_path: Path) -> None:
+    path = tmp_path / "artifacts/features/val.safetensors"
+    save_file(load_file(path), path, metadata={"schema_version": "1", "class_names": '["für", "zäh"]'})
+    save_file({"weight": torch.eye(2, 8), "bias": torch.zeros(2)}, tmp_path / "artifacts/head.safetensors")
+    done = run_process("nsf", "identify", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.code == 0 and "f\\xfcr" in done.stdout and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.usefixtures("features")

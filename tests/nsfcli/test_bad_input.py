@@ -200,6 +200,13 @@ def test_a_head_of_one_sigmoid_output(nsf: Callable[..., Done]) -> None:
         assert torch.equal(load_file("artifacts/evaluate.safetensors")["base_predictions"], expected), done.stderr
 
 
+@pytest.mark.parametrize("noted", ["{", "3", '{"0/0": "many"}'])
+def test_damaged_group_sizes(noted: str, refuse: Refuse) -> None:
+    path = standard("evaluate", "features")
+    rewrite(path, path, {}, schema_version="1", kind="features", stage="extract", train_groups=noted)
+    refuse("evaluate", [], "holds damaged metadata ('train_groups')", "run `nsf extract` again")
+
+
 def test_more_class_names_than_classes(refuse: Refuse) -> None:
     names = {"schema_version": "1", "class_names": '["a", "b", "c"]'}
     rewrite(Path("artifacts/features/val.safetensors"), Path("named.safetensors"), {}, **names)

@@ -291,6 +291,7 @@ def test_doctor_tells_texts_from_images_before_there_is_a_model(nsf: Nsf, tmp_pa
         (["--csv", "nowhere.csv"], ("nowhere.csv", "is not there")),
         (["--csv", "nowhere-{split}.csv"], ("nowhere-{split}.csv", "is not there")),
         (["--images", "photos", "--weights", "nowhere.pt"], ("nowhere.pt", "is not there")),
+        (["--images", "photos", "--weights", "nowhere"], ("nowhere", "is not there")),
         (["--images", "photos", "--text-column", "x"], ("option --text-column", "says nothing with --images")),
         (["--preset", "waterbirds", "--architecture", "vgg16"], ("option --architecture", "says nothing with --preset")),
         (["--features", "v.safetensors", "--train"], ("option --train", "says nothing with --features")),
