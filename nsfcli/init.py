@@ -304,16 +304,11 @@ def _pipeline(
     environment.filters["yaml"] = _scalar
     own = features is not None
     data, model = sections.get("data", {}), sections.get("model", {})
-    # A file per split: what stands before the placeholder is the folder to watch.
-    source = str(data.get("file") or data.get("root") or "")
-    inputs = [str(Path(source.split("{split}")[0] + "x").parent) if "{split}" in source else source]
-    if data.get("file"):
-        inputs += _images_of(folder, data)
     weights = [str(path) for path in named_in(model) if _from(folder, path).exists()]
     module = str(model.get("function", "")).partition(":")[0].replace(".", "/")
     code = [f"{module}.py"] if module and _from(folder, f"{module}.py").exists() else []
     return environment.get_template("dvc.yaml.j2").render(
-        data=None if own else inputs,
+        data=None if own else _watched(folder, data),
         train=trains,
         weights=weights,
         code=code,
@@ -329,24 +324,34 @@ def _pipeline(
     )
 
 
-def _images_of(folder: Path, data: Mapping[str, Any]) -> list[str]:
-    """The folders that the images of a table lie in, as far as they can be told, for DVC to watch."""
-    if data.get("root"):
+def _watched(folder: Path, data: Mapping[str, Any]) -> list[str]:
+    """The files and folders of the data, as far as they can be told, for DVC to watch; never one around `folder` itself."""
+    if not data.get("file"):
         return [str(data["root"])]
-    table = Path(str(data["file"]).split("{split}")[0] + "x") if "{split}" in str(data["file"]) else Path(str(data["file"]))
-    if data.get("text_column") or "{split}" in str(data["file"]):
-        # Texts stand in the table, and where there are several tables, their folder is watched already.
-        return []
-    if table.parent != Path():
-        return [str(table.parent)]
-    # Beside the table lies all else; of a CSV file the first parts of the paths are soon read.
-    if table.suffix != ".csv":
-        return []
+    table = Path(str(data["file"]))
+    around = _from(folder, "").is_relative_to(_from(folder, table.parent))
+    if "{split}" in table.name and not around:
+        tables = [str(table.parent)]
+    else:
+        # One file, or one per split.
+        found = sorted(_from(folder, table.parent).glob(table.name.replace("{split}", "*")))
+        tables = [str(table.parent / path.name) for path in found]
+    if data.get("root"):
+        images = [str(data["root"])]
+    elif data.get("text_column"):
+        images = []
+    else:
+        images = _tops(folder, table, str(data.get("path_column", "path"))) if around else [str(table.parent)]
+    return list(dict.fromkeys([*tables, *images]))
+
+
+def _tops(folder: Path, table: Path, column: str) -> list[str]:
+    """The folders beside a CSV file that its images lie in: the first parts of their paths."""
     place = _from(folder, table)
     with suppress(OSError, UnicodeDecodeError, csv.Error), place.open(newline="", encoding="utf-8-sig") as file:
-        paths = [Path(row.get(str(data.get("path_column", "path"))) or "") for row in csv.DictReader(file)]
+        paths = [Path(row.get(column) or "") for row in csv.DictReader(file)] if table.suffix == ".csv" else []
         tops = sorted({path.parts[0] for path in paths if len(path.parts) > 1 and not path.is_absolute()})
-        return [top for top in tops if _from(folder, top).is_dir()]
+        return [str(table.parent / top) for top in tops if (place.parent / top).is_dir()]
     return []
 
 

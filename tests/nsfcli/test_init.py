@@ -140,7 +140,11 @@ def test_tables(nsf: Nsf, tmp_path: Path) -> None:
     assert nsf("init", "--csv", "a-{split}.csv", *options).code == 0
     written = read_yaml(tmp_path / "params.yaml")
     assert written["data"]["file"] == "a-{split}.csv" and written["train"]["optimizer"] == "adamw"
-    assert read_yaml(tmp_path / "dvc.yaml")["stages"]["train"]["deps"] == ["."]
+    assert read_yaml(tmp_path / "dvc.yaml")["stages"]["train"]["deps"] == ["a-test.csv", "a-train.csv", "a-val.csv"]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "a-val.csv").rename(tmp_path / "tables/a-val.csv")
+    assert nsf("init", "--csv", "tables/a-{split}.csv", *options).code == 0
+    assert read_yaml(tmp_path / "dvc.yaml")["stages"]["train"]["deps"] == ["tables"], "those that are still to come, too"
 
 
 def test_a_table_of_texts_needs_a_model_of_texts(nsf: Nsf, tmp_path: Path) -> None:
@@ -235,6 +239,13 @@ def test_the_images_of_a_table_are_watched(
     options = ["--root", root] if root else []
     assert nsf("init", "--csv", table, *options, "--quiet").code == 0
     assert read_yaml(tmp_path / "dvc.yaml")["stages"]["train"]["deps"] == expected
+
+
+def test_a_table_around_the_folder(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    """Its own folder holds what the pipeline writes."""
+    (tmp_path / "rows.csv").write_text("path,label,split\nphotos/val/cold/00.png,cold,val\n")
+    assert nsf("init", "work", "--csv", "../rows.csv", "--quiet").code == 0
+    assert read_yaml(tmp_path / "work/dvc.yaml")["stages"]["train"]["deps"] == ["../rows.csv", "../photos"]
 
 
 def test_shards_are_watched(nsf: Nsf, tmp_path: Path) -> None:
