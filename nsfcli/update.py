@@ -1,5 +1,6 @@
 """nsf update."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -53,16 +54,7 @@ def update(
 
     settings: Settings = ctx.obj
     sections = params.load("update", overrides, settings.params)
-    solver = sections["update"].model_dump()["solver"]
-    for name, value in overrides.items():
-        key = name.removeprefix("update__")
-        if value is not None and key not in READS[solver]:
-            other = next(each for each, keys in READS.items() if key in keys)
-            option = params.option_name("update", key, "update")
-            raise BadParameter(f"says nothing to solver {solver}", where=f"option {option}",
-                               do=f"leave it out, or use --solver {other}")  # fmt: skip
-    if force and solver != "auto":
-        raise BadParameter(f"says nothing to solver {solver}", where="option --force", do="leave it out")
+    _check_used(sections["update"].model_dump()["solver"], overrides, force=force)
     base = base_head(head, features, VAL)
     with settings.console.progress() as progress:
         summary = run(
@@ -97,6 +89,21 @@ def update(
         line = f"{summary['rescued']} of {summary['minority']} minority samples rescued, {summary['conforming']} conforming"
         line = f"{line} -> {out}"
     settings.console.result(summary, line=line)
+
+
+def _check_used(solver: str, overrides: Mapping[str, str | None], *, force: bool) -> None:
+    """Refuse options that say nothing to the solver: whoever gives one expects it to change something.
+
+    Raises:
+        BadParameter: as said.
+    """
+    given = {name.removeprefix("update__") for name, value in overrides.items() if value is not None}
+    idle = sorted(given - {*READS[solver]}) + (["force"] if force and solver != "auto" else [])
+    if idle:
+        raise BadParameter(
+            f"says nothing to solver {solver}", where=f"option {params.option_name('update', idle[0], 'update')}",
+            do=f"leave it out, or use --solver {next(other for other in READS if other != solver)}",
+        )  # fmt: skip
 
 
 def _signed(value: float | None) -> str:
