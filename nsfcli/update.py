@@ -21,7 +21,6 @@ from nsfcli.command import (
     Settings,
     base_head,
 )
-from stages.errors import BadParameter
 
 # The parameters that each solver reads.
 READS = {"auto": ("solver", "regularization", "seed"), "published": ("solver", "steps", "learning_rate", "seed")}
@@ -54,7 +53,10 @@ def update(
 
     settings: Settings = ctx.obj
     sections = params.load("update", overrides, settings.params)
-    _check_used(sections["update"].model_dump()["solver"], overrides, force=force)
+    solver = sections["update"].model_dump()["solver"]
+    if idle := _idle(solver, overrides, force=force):
+        other = next(each for each in READS if each != solver)
+        settings.console.message(f"{' and '.join(idle)} says nothing to solver {solver}; it is for --solver {other}.")
     base = base_head(head, features, VAL)
     with settings.console.progress() as progress:
         summary = run(
@@ -91,19 +93,11 @@ def update(
     settings.console.result(summary, line=line)
 
 
-def _check_used(solver: str, overrides: Mapping[str, str | None], *, force: bool) -> None:
-    """Refuse options that say nothing to the solver: whoever gives one expects it to change something.
-
-    Raises:
-        BadParameter: as said.
-    """
+def _idle(solver: str, overrides: Mapping[str, str | None], *, force: bool) -> list[str]:
+    """The options given that say nothing to the solver."""
     given = {name.removeprefix("update__") for name, value in overrides.items() if value is not None}
     idle = sorted(given - {*READS[solver]}) + (["force"] if force and solver != "auto" else [])
-    if idle:
-        raise BadParameter(
-            f"says nothing to solver {solver}", where=f"option {params.option_name('update', idle[0], 'update')}",
-            do=f"leave it out, or use --solver {next(other for other in READS if other != solver)}",
-        )  # fmt: skip
+    return [params.option_name("update", key, "update") for key in idle]
 
 
 def _signed(value: float | None) -> str:
