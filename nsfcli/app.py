@@ -131,16 +131,12 @@ def hoist(args: list[str]) -> list[str]:
             rest += [word, *queue]
             break
         name, equals, _ = word.partition("=")
-        if name not in GLOBAL_OPTIONS:
+        takes_next = GLOBAL_OPTIONS.get(name, False) and not equals
+        # One whose value is missing stays: that is to be said of it, and not of what comes next.
+        if name not in GLOBAL_OPTIONS or (takes_next and not queue):
             rest.append(word)
             continue
-        if GLOBAL_OPTIONS[name] and not equals and not queue:
-            # Its value is missing, which is to be said of it and not of what comes next.
-            rest.append(word)
-            continue
-        front.append(word)
-        if GLOBAL_OPTIONS[name] and not equals:
-            front.append(queue.pop(0))
+        front += [word, queue.pop(0)] if takes_next else [word]
     return front + rest
 
 

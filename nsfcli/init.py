@@ -312,9 +312,8 @@ def _pipeline(
         train=trains,
         weights=weights,
         code=code,
-        shards={str(path): _shards(folder, path) for path in (features, test_features) if path is not None},
-        val=str(features or VAL),
-        test=str(test_features or "") if own else str(TEST),
+        val=_files_of(folder, features) if own else [str(VAL)],
+        test=_files_of(folder, test_features) if own else [str(TEST)],
         head=str(head or "") if own else str(HEAD),
         flags={
             "val": f" --features {shlex.quote(str(features))}" if own else "",
@@ -355,13 +354,14 @@ def _tops(folder: Path, table: Path, column: str) -> list[str]:
     return []
 
 
-def _shards(folder: Path, index: Path) -> list[str]:
-    """The files that an index of features in shards names, as seen from the folder."""
+def _files_of(folder: Path, features: Path | None) -> list[str]:
+    """A features file, or an index of features in shards and the files that it names; none where there are no features."""
     from stages.artifacts import INDEX_SUFFIX, shards
 
-    if not index.name.endswith(INDEX_SUFFIX):
+    if features is None:
         return []
-    return [str(index.with_name(path.name)) for path in shards(_from(folder, index)) or []]
+    parts = shards(_from(folder, features)) if features.name.endswith(INDEX_SUFFIX) else None
+    return [str(features), *(str(features.with_name(part.name)) for part in parts or ())]
 
 
 def _scalar(text: str) -> str:

@@ -64,10 +64,10 @@ def run(
     found = _texts(paths, texts, text_column, second_text_column) if is_text else _image_files(paths, texts)
     names = new.class_names(len(new["folded_weight"]))
     split = _unlabelled(found, names, kind="text" if is_text else "image")
-    images = [content for _, content in found if isinstance(content, Path)]
-    read = (model, update, *artifacts.named_in(own_model or {}), *paths, *images)
-    with artifacts.outputs(*read) as files, reproducible(seed=0):
+    with artifacts.outputs(update) as files, reproducible(seed=0):
         if out is not None:
+            images = [content for _, content in found if isinstance(content, Path)]
+            files.inputs(model, *artifacts.named_in(own_model or {}), *paths, *images)
             files.check(out)
         encode, head, _ = cut(classifier, split, target)
         weight, bias = head_tensors(head)

@@ -134,9 +134,9 @@ def number(values: Sequence[str], *, where: str | Path | None = None) -> tuple[n
     Raises:
         BadData: a whole number above HIGHEST, told of the file `where`.
     """
-    if all(WHOLE.fullmatch(value) for value in values if value != ""):
-        values = [value.partition(".")[0] for value in values]
     known = sorted({value for value in values if value != ""})
+    if any("." in value for value in known) and all(WHOLE.fullmatch(value) for value in known):
+        return number([value.partition(".")[0] for value in values], where=where)
     if all(value.isdecimal() for value in known):
         highest = max((int(value) for value in known), default=-1)
         if highest > HIGHEST:

@@ -218,9 +218,12 @@ def _places(content: Any) -> "dict[str, tuple[dict[str, Any], str]]":
     for key in CONTAINERS:
         if found := _places(content.get(key)):
             return found
-    several = [(key, value) for key, value in content.items() if isinstance(value, dict)]
-    several = [(key, value) for key, value in several if any(_is_tensor(each) for each in value.values())]
-    return {f"{outer}.{key}": (value, key) for outer, value in several for key in value}
+    return {
+        f"{outer}.{key}": (held, key)
+        for outer, held in content.items()
+        if isinstance(held, dict) and any(_is_tensor(value) for value in held.values())
+        for key in held
+    }
 
 
 def _is_tensor(value: Any) -> bool:
