@@ -8,9 +8,6 @@ import pytest
 from benchmarks import startup
 from tests.conftest import planted, run_process
 
-# How much more than the limit a machine that is busy with other tests may take.
-BUSY = 1.5
-
 
 def test_a_small_stage_imports_no_more_than_it_needs(own_features: Callable[..., Path], tmp_path: Path) -> None:
     """PyTorch's compiler takes longer to import than PyTorch, and it hides behind much: any torch.optim, for one."""
@@ -45,9 +42,22 @@ def test_openmp_s_threads_sleep_while_they_wait(
 
 
 @pytest.mark.slow
-def test_startup_is_within_its_limits() -> None:
-    found = startup.measure(runs=2)
-    assert {f"overhead {stage}" for stage in startup.STAGES} <= set(found)
-    for what, seconds in found.items():
-        limit = startup.MOST.get(what, startup.MOST.get(what.split()[0]))
-        assert limit is None or seconds < limit * BUSY, (what, seconds)
+def test_every_command_of_the_measurement_runs() -> None:
+    """What they may take is asserted by `make bench`, on a machine that does nothing else."""
+    found = startup.measure(runs=1)
+    stages = {f"{what} {stage}" for what in ("overhead", "computing") for stage in startup.STAGES}
+    assert set(found) == {"import torch", "help", "dvc repro", "dvc repro adds"} | stages
+    assert min(found["import torch"], found["help"], found["dvc repro"]) > 0
+    assert all(any(what.startswith(prefix) for what in found) for prefix in startup.MOST)
+
+
+def test_an_overhead_is_what_neither_pytorch_nor_the_computation_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = iter([[1.0, 0.25, *[1.5] * 5, *[1.75] * 5], [2.0, 1.5]])
+    monkeypatch.setattr(startup, "medians", lambda *commands, runs: next(taken))
+    monkeypatch.setattr(startup, "_at_rest", lambda folder: folder)
+    found = startup.measure(runs=1)
+    assert found["help"] == 0.25 and found["dvc repro adds"] == 0.5
+    assert {found[f"overhead {stage}"] for stage in startup.STAGES} == {0.25}
+    assert {found[f"computing {stage}"] for stage in startup.STAGES} == {0.25}

