@@ -6,10 +6,10 @@
     python -m benchmarks.method --auto       # measure solver auto anew and leave the rest: a quarter of an hour
     python -m benchmarks.method --docs       # write what was measured into docs/method.md, tables and curves
 
-Constants of `stages.identify`, `stages.attributes` and `stages.auto` were chosen on the pools of role "tune", save for some
-(docs/method.md says which); the tables tell roles apart. Group labels are read for scoring and by the oracles: "oracle"
-is the regression in which every true group weighs the same, "own oracle" that of `auto`, in which rare groups weigh more,
-with the true groups. One JSON line per set in benchmarks/results/method.jsonl.
+Constants of `stages.identify`, `stages.attributes` and `stages.auto` were chosen on the pools of role "tune"; what prompted
+each is told in docs/method-choices.md. The tables tell roles apart. Group labels are read for scoring and by the oracles:
+"oracle" is the regression in which every true group weighs the same, "own oracle" that of `auto`, in which rare groups weigh
+more, with the true groups. One JSON line per set in benchmarks/results/method.jsonl.
 """
 
 import argparse
@@ -35,7 +35,9 @@ from stages.logistic import RARITY, fit, folds, held_out, moments
 from stages.passes import predict
 
 DOCS = REPOSITORY / "docs/method.md"
-BEGIN, END = "<!-- results: written by python -m benchmarks.method --docs -->", "<!-- end of results -->"
+# Before and after what is written into the page: the summary, and the tables.
+SUMMARY = ("<!-- summary: written by python -m benchmarks.method --docs -->", "<!-- end of summary -->")
+RESULTS_TABLES = ("<!-- results: written by python -m benchmarks.method --docs -->", "<!-- end of results -->")
 RESULTS = REPOSITORY / "benchmarks/results/method.jsonl"
 PUBLISHED = ((10, 500), (350, 110), (1200, 1500))
 SEEDS = (0, 1, 2)
@@ -218,11 +220,13 @@ def main(arguments: Sequence[str]) -> None:
     lines = [json.loads(line) for line in given.out.read_text().splitlines()]
     if given.docs:
         text = DOCS.read_text(encoding="utf-8")
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        DOCS.write_text(f"{before}{BEGIN}\n{tables(lines)}{END}{after}", encoding="utf-8")
+        for (begin, end), written in ((SUMMARY, summary(lines)), (RESULTS_TABLES, tables(lines))):
+            before, after = text.split(begin)[0], text.split(end)[1]
+            text = f"{before}{begin}\n{written}{end}{after}"
+        DOCS.write_text(text, encoding="utf-8")
         curves(lines, DOCS.parent / "method-sweeps.svg")
     else:
-        sys.stdout.write(tables(lines))
+        sys.stdout.write(f"{summary(lines)}\n{tables(lines)}")
 
 
 def curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
@@ -261,12 +265,71 @@ def _belongs(line: dict[str, Any], key: str) -> bool:
     return usual and (key != "val_bias" or line["size"] > 1500) and (key != "imbalance" or 1500 < line["size"] < 2000)
 
 
+def summary(lines: Sequence[dict[str, Any]]) -> str:
+    """What all pools of a role come to, as Markdown: a row per figure, a column per role."""
+    main_lines = _main(lines)
+    roles = sorted({line["role"] for line in main_lines}, key=ROLES.index)
+    text = _head(" | ".join(["mean worst-group accuracy", *(f"role {role}" for role in roles)]))
+
+    def row(title: str, figure: "Callable[[Sequence[dict[str, Any]]], str]", *, biased: bool = True) -> None:
+        cells = []
+        for role in roles:
+            chosen = [line for line in main_lines if line["role"] == role and (line["gap"] > GAP) == biased]
+            cells.append(figure(chosen) if chosen else "-")
+        text.append(f"| {' | '.join([title, *cells])} |")
+
+    def short(chosen: Sequence[dict[str, Any]]) -> str:
+        return f"{fmean(line['oracle'] - line['auto'] for line in chosen):.3f}" if chosen else "-"
+
+    def at(bias: float, chosen: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [line for line in chosen if (line["val_bias"] <= 0.5 if bias == 0.5 else line["val_bias"] == bias)]
+
+    biases = (0.5, 0.9, 0.95, 0.98)
+    row("biased sets", lambda chosen: str(len(chosen)))
+    for title, column in (
+        ("ERM", "erm"), ("published", "published"), ("last layer", "last_layer"), ("**auto**", "auto"),
+        ("oracle", "oracle"), ("own oracle", "oracle_rare"),
+    ):  # fmt: skip
+        row(title, lambda chosen, column=column: f"{fmean(line[column] for line in chosen):.3f}")
+    row("auto below the oracle", short)
+    row("- validation even / 0.9 / 0.95 / 0.98", lambda chosen: " / ".join(short(at(bias, chosen)) for bias in biases))
+    row("- two classes", lambda chosen: short([line for line in chosen if line["classes"] == 2]))
+    row("- more classes", lambda chosen: short([line for line in chosen if line["classes"] > 2]))
+    row("base head kept", _kept)
+    row("- validation even / 0.9 / 0.95 / 0.98", lambda chosen: " / ".join(_kept(at(bias, chosen)) for bias in biases))
+    row(
+        "below the base head by more than 0.01",
+        lambda chosen: str(sum(line["auto"] < line["erm"] - 0.01 for line in chosen)),
+    )
+    row("final verdict: missed / cannot tell", lambda chosen: " / ".join(_said(chosen, "not biased", "cannot tell")))
+    row("unbiased sets", lambda chosen: str(len(chosen)), biased=False)
+    row("- called biased", lambda chosen: _said(chosen, "biased")[0], biased=False)
+    row("- base head kept", _kept, biased=False)
+    row("- mean change", lambda chosen: f"{fmean(line['auto'] - line['erm'] for line in chosen):+.3f}", biased=False)
+    return "\n".join(text) + "\n"
+
+
+def _main(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of part main, "published" being the best of its settings, by hindsight."""
+    return [
+        line | {"published": max(line[f"published {eliminate}/{update}"] for eliminate, update in PUBLISHED)}
+        for line in lines
+        if line["part"] == "main"
+    ]
+
+
+def _kept(lines: Sequence[dict[str, Any]]) -> str:
+    return str(sum(line["kept"] is not None for line in lines))
+
+
+def _said(lines: Sequence[dict[str, Any]], *verdicts: str) -> list[str]:
+    return [str(sum(line["verdict"] == verdict for line in lines)) for verdict in verdicts]
+
+
 def tables(lines: Sequence[dict[str, Any]]) -> str:
     """The results as Markdown: one row per pool and part, and what the issue's bounds are held against."""
     text: list[str] = []
-    main_lines = [line for line in lines if line["part"] == "main"]
-    for line in main_lines:
-        line["published"] = max(line[f"published {e}/{u}"] for e, u in PUBLISHED)
+    main_lines = _main(lines)
     columns = ("erm", "published", "last_layer", "auto", "oracle", "oracle_rare")
     for role in sorted({line["role"] for line in main_lines}, key=ROLES.index):
         heads = "pool | sets | ERM | published, best of 3 by hindsight | last layer | auto | oracle | own oracle | base kept"
@@ -309,7 +372,7 @@ def _head(columns: str) -> list[str]:
 
 def _row(title: str, lines: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     means = " | ".join(f"{fmean(line[column] for line in lines):.3f}" for column in columns)
-    return f"| {title} | {len(lines)} | {means} | {sum(line['kept'] is not None for line in lines)} |"
+    return f"| {title} | {len(lines)} | {means} | {_kept(lines)} |"
 
 
 def _verdicts(lines: Sequence[dict[str, Any]]) -> list[str]:
@@ -333,13 +396,10 @@ def _verdicts(lines: Sequence[dict[str, Any]]) -> list[str]:
         biased = [line for line in chosen if line["gap"] > GAP]
         clean = [line for line in chosen if line["gap"] <= GAP]
         said = ("biased", "cannot tell", "not biased")
-        found = " / ".join(str(sum(line["verdict"] == word for line in biased)) for word in said)
-        alarms = " / ".join(str(sum(line["verdict"] == word for line in clean)) for word in reversed(said))
+        found, alarms = " / ".join(_said(biased, *said)), " / ".join(_said(clean, *reversed(said)))
         lost = [line["erm"] - line["auto"] for line in clean] or [0.0]
         worse = max([line["erm"] - line["auto"] for line in biased] or [0.0])
-        repaired = (
-            f"{sum(line['kept'] is None for line in biased)} biased, {sum(line['kept'] is None for line in clean)} not"
-        )
+        repaired = f"{len(biased) - int(_kept(biased))} biased, {len(clean) - int(_kept(clean))} not"
         losses = f"{fmean(lost):.3f}, {max(lost):.3f} | {worse:.3f}"
         text.append(f"| {label} | {len(chosen)} | {found} | {alarms} | {repaired} | {losses} |")
     return text

@@ -42,7 +42,7 @@ class Pool:
     Attributes:
         name: of the cached folder, and in tables.
         role: "tune" for pools that rules and constants may be chosen on, "report" for those that results are told of,
-            "fresh" for those that were made last (docs/method.md says before which choice).
+            "fresh" for those that were made last (docs/method-choices.md says before which choice).
         kind: "resnet18" (Dominoes, trained from scratch), "efficientnet" (Dominoes, a linear head trained on frozen
             ImageNet features) or "minilm" (sentences, fine-tuned).
         bias: share of each class's training samples whose attribute agrees with the class.
@@ -175,7 +175,7 @@ POOLS: tuple[Pool, ...] = (
     # Made after the readings.
     _pair("four-97-d", "fresh", 0.97, ("pullover", "sandal", "dress", "bag"), (0, 3, 6, 9), 6, **FOUR),
     _pair("five-95", "fresh", 0.95, ("trouser", "coat", "sneaker", "shirt", "ankle-boot"), (1, 2, 4, 7, 8), 6, **FIVE),
-    # Made last: what was chosen after them is in docs/method.md, Results.
+    # Made last: what was chosen after them is in docs/method-choices.md.
     _pair("pullover-tshirt-94", "fresh", 0.94, ("pullover", "t-shirt"), (9, 3), 7),
     _pair("boot-sneaker-96", "fresh", 0.96, ("ankle-boot", "sneaker"), (6, 1), 7),
     _pair("shirt-dress-97", "fresh", 0.97, ("shirt", "dress"), (8, 0), 7),

@@ -14,7 +14,8 @@ from benchmarks.sets import FeatureSet, draw
 def test_the_page_s_tables_are_the_committed_results() -> None:
     lines = [json.loads(line) for line in method.RESULTS.read_text().splitlines()]
     page = method.DOCS.read_text(encoding="utf-8")
-    assert page.split(method.BEGIN)[1].split(method.END)[0].strip() == method.tables(lines).strip()
+    for (begin, end), written in ((method.SUMMARY, method.summary(lines)), (method.RESULTS_TABLES, method.tables(lines))):
+        assert page.split(begin)[1].split(end)[0].strip() == written.strip()
 
 
 def test_there_are_sets_of_every_kind() -> None:
