@@ -381,7 +381,7 @@ def worst_quarter_of(logits: "Tensor", labels: "Tensor", groups: "Tensor", weigh
 def worse_half(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "Tensor") -> float:
     """Mean accuracy of the worse half of the groups (n,) under logits (n, C), each pulled toward the mean of all samples.
 
-    The worst group alone, often a handful of samples and some of them misnamed, chooses badly (docs/method.md).
+    The worst group alone, often a handful of samples and some of them misnamed, chooses badly (docs/method-choices.md).
     """
     right = logits.argmax(dim=1) == labels
     hits, counts = _hits(right, groups)
