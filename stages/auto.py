@@ -158,8 +158,7 @@ def repair(
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
         evidence = weigh(drawn, new, base, classes=classes)
-    several = classes > 2
-    if (verdict.bias == CANNOT_TELL or doubted) and evidence.tells(verdict, several=several):
+    if (verdict.bias == CANNOT_TELL or doubted) and evidence.tells(verdict):
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
     doubt = None
     if verdict.bias != BIASED:
@@ -167,7 +166,7 @@ def repair(
         if kept is not None:
             return Repaired(*kept, verdict, None, doubt, evidence)
     new = _for_all(features, labels, found.nearest, drawn, new)
-    if doubt is None and not evidence.carries(verdict, several=several):
+    if doubt is None and not evidence.carries(verdict):
         doubt = "cross-validation does not carry the repair"
         if kept is not None:
             return Repaired(*kept, verdict, new, doubt, evidence)
@@ -269,6 +268,7 @@ class Evidence:
         shared: see `attributes.Named`.
         better: class-balanced accuracy, out of fold, less the base head's; None without a base head, and where a class has
             too few samples for one.
+        classes: C. Of more than two, hard samples pass for a bias more easily: the bounds are others.
     """
 
     mirror: float | None
@@ -276,44 +276,45 @@ class Evidence:
     gained: float | None
     shared: float | None
     better: float | None
+    classes: int = 2
 
-    def plainly_shared(self, *, several: bool = False) -> bool:
+    def plainly_shared(self) -> bool:
         """Whether one class's minority tells where another's lies."""
         found = self.mirror is not None and self.mirror <= MOST_MIRROR_SHARED
-        least = PLAINLY_SHARED_SEVERAL if several else PLAINLY_SHARED
+        least = PLAINLY_SHARED if self.classes == 2 else PLAINLY_SHARED_SEVERAL
         return found and self.shared is not None and self.shared >= least
 
-    def mirrored(self, most: float = MOST_MIRROR, *, several: bool = False) -> bool:
+    def mirrored(self, most: float = MOST_MIRROR) -> bool:
         """Whether the completed minority is a spurious attribute's."""
-        return self.mirror is not None and (self.mirror <= most or self.plainly_shared(several=several))
+        return self.mirror is not None and (self.mirror <= most or self.plainly_shared())
 
     def plainly_better(self) -> bool:
         """Whether the new head is so much better at the classes that the base head must rely on something else."""
         return self.better is not None and self.better >= PLAINLY_BETTER
 
-    def tells(self, verdict: Verdict, *, several: bool = False) -> bool:
+    def tells(self, verdict: Verdict) -> bool:
         """Whether there is a bias, though this verdict could not tell or, in doubt, said that there was none.
 
         Against "not biased" the mirror alone speaks: what flipped labels or several look-alike classes leave is shared, too.
         """
         if verdict.bias == NOT_BIASED:
             return self.mirror is not None and self.mirror <= TELLING_MIRROR
-        return self.plainly_better() or self.mirrored(TELLING_MIRROR, several=several)
+        return self.plainly_better() or self.mirrored(TELLING_MIRROR)
 
-    def carries(self, verdict: Verdict, *, several: bool = False) -> bool:
-        """Whether a repair under this verdict is worth its risk; `several` where there are more than two classes."""
+    def carries(self, verdict: Verdict) -> bool:
+        """Whether a repair under this verdict is worth its risk."""
         if self.plainly_better():
             return True
-        if verdict.mirror is None or self.mirror is None or self.recovered is None or not self.mirrored(several=several):
+        if verdict.mirror is None or self.mirror is None or self.recovered is None or not self.mirrored():
             return False
-        if self.plainly_shared(several=several):
+        if self.plainly_shared():
             recovers = self.recovered >= LEAST_RECOVERED_SHARED
-        elif several:
+        elif self.classes > 2:
             no_worse = self.better is not None and self.better >= 0
             recovers = self.recovered >= LEAST_RECOVERED and (no_worse or self.recovered - self.mirror >= LEAST_OF_BOTH)
         else:
             recovers = self.recovered >= LEAST_RECOVERED and self.recovered - verdict.mirror >= LEAST_TOGETHER
-        least = 0.0 if several or self.mirror <= CLEAR_MIRROR else LEAST_GAINED
+        least = 0.0 if self.classes > 2 or self.mirror <= CLEAR_MIRROR else LEAST_GAINED
         return recovers and (self.gained is None or self.gained >= least)
 
 
@@ -335,7 +336,7 @@ def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, 
         if int(torch.bincount(labels, minlength=classes).min()) >= LEAST_OF_CLASS:
             weights = balanced(labels, classes).double()
             better = float(weights[new.right].sum() - weights[before].sum())
-    return Evidence(completed.mirror, recovered, gained, new.shared, better)
+    return Evidence(completed.mirror, recovered, gained, new.shared, better, classes)
 
 
 def retrain(

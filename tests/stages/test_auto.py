@@ -185,13 +185,13 @@ def test_what_carries_a_repair(evidence: Evidence, carried: bool) -> None:
     ],
 )
 def test_what_carries_a_repair_of_more_than_two_classes(evidence: Evidence, carried: bool) -> None:
-    assert evidence.carries(Verdict(BIASED, -0.4, []), several=True) == carried
+    assert replace(evidence, classes=3).carries(Verdict(BIASED, -0.4, [])) == carried
 
 
 def test_more_than_two_classes_must_share_more_to_tell() -> None:
     evidence, unsure = Evidence(-0.4, 0.5, 0.2, 4.5, 0.0), Verdict(CANNOT_TELL, -0.25, [])
-    assert evidence.tells(unsure) and not evidence.tells(unsure, several=True)
-    assert replace(evidence, shared=5.5).tells(unsure, several=True)
+    assert evidence.tells(unsure) and not replace(evidence, classes=3).tells(unsure)
+    assert replace(evidence, classes=3, shared=5.5).tells(unsure)
 
 
 def test_without_a_head_there_is_nothing_to_keep() -> None:
