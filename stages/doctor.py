@@ -10,7 +10,7 @@ import numpy as np
 from stages import models
 from stages.data import SPLITS, open_split
 from stages.errors import UserError
-from stages.extract import compute_dtype, cut, encoded, head_tensors, number_as
+from stages.extract import check_classes, compute_dtype, cut, encoded, head_tensors, number_as
 from stages.loading import check_kind, unreadable
 from stages.passes import predict
 from stages.runtime import begin, reproducible
@@ -73,6 +73,8 @@ def run(
     classifier = opened.classifier
     with reproducible(seed=0):
         encode, head, head_name = cut(classifier, val, target)
+        weight, bias = head_tensors(head)
+        check_classes(classifier, len(weight), val)
         chosen = np.unique(np.linspace(0, len(val) - 1, min(TRIED, len(val))).astype(np.int64))
         labels = number_as(opened, val, "val")
         started = time.monotonic()
@@ -84,7 +86,7 @@ def run(
             batch_size=batch_size, workers=0, device=target, dtype=dtype, what="doctor", order=order, skipped=unread,
         )  # fmt: skip
         for features, positions in batches:
-            predicted = predict(features, *head_tensors(head)).cpu().numpy()
+            predicted = predict(features, weight, bias).cpu().numpy()
             right += int((predicted == labels[positions.numpy()]).sum())
             seen += len(positions)
         if not seen:
@@ -95,7 +97,7 @@ def run(
         "name": str(model) if opened.by_nsf else classifier.name,
         "head": head_name,
         "width": head.in_features,
-        "classes": max(head.out_features, 2),
+        "classes": len(weight),
         "class_names": opened.class_names or None,
         "tried": seen,
         "accuracy": round(right / max(seen, 1), 6),

@@ -323,13 +323,7 @@ def run(
         precision = str(computed).removeprefix("torch.")
         weight, bias = head_tensors(head)
         names = opened.class_names or list(first.class_names)
-        if len(first.class_names) != len(weight):
-            raise Mismatch(
-                f"has {len(weight)} classes, and the data {len(first.class_names)} ({', '.join(first.class_names[:10])}; "
-                "numbers as classes start at 0)",
-                where=classifier.name,
-                do="run `nsf train` on this data, or give the data that the model is for",
-            )
+        check_classes(classifier, len(weight), first)
         # Group labels: they go to the test features alone, which nothing but evaluate reads.
         train_groups = _train_groups(data, opened, names) if "test" in readers else None
         for name, split in readers.items():
@@ -452,6 +446,17 @@ def _forms(path: Path) -> set[Path]:
     shard = re.compile(re.escape(path.stem) + r"-\d{5,}-of-\d{5,}\.safetensors")
     return {each for each in path.parent.iterdir()
             if each.name in (path.name, path.name + artifacts.INDEX_SUFFIX) or shard.fullmatch(each.name)}  # fmt: skip
+
+
+def check_classes(classifier: Classifier, classes: int, split: Split) -> None:
+    """Raise Mismatch where the model tells another number of classes apart than the data has."""
+    if len(split.class_names) != classes:
+        raise Mismatch(
+            f"has {classes} classes, and the data {len(split.class_names)} ({', '.join(split.class_names[:10])}; "
+            "numbers as classes start at 0)",
+            where=classifier.name,
+            do="run `nsf train` on this data, or give the data that the model is for",
+        )
 
 
 def number_as(opened: Opened, split: Split, name: str) -> "np.ndarray":

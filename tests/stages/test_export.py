@@ -355,7 +355,8 @@ def test_classes_of_other_names_or_another_number(pretrained: Pretrained, review
     assert_one_sentence(nsf("extract"), "'pos' has another number in each")
     pretrained("Bert", "three", num_labels=3)
     write_params(data=data, model={"source": "transformers", "name": "three"})
-    assert_one_sentence(nsf("extract"), "three: has 3 classes, and the data 2 (NEG, POS")
+    for command in ("extract", "doctor"):
+        assert_one_sentence(nsf(command), "three: has 3 classes, and the data 2 (NEG, POS")
 
 
 def test_what_cannot_be_exported(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
