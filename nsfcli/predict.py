@@ -19,11 +19,11 @@ def predict(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Images or folders of them; for texts: .txt (a text a line), .csv or .jsonl.", metavar="FILE..."
+            help="Images or folders of them; for texts: .txt (a text a line), .csv, .jsonl or .parquet.", metavar="FILE..."
         ),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text to predict; may be given several times.")] = None,
-    text_column: Annotated[str, typer.Option(help="Column with the text, of .csv and .jsonl.")] = "text",
+    text_column: Annotated[str, typer.Option(help="Column with the text, of a table.")] = "text",
     second_text_column: Annotated[str | None, typer.Option(help="Column with the second text, for pairs.")] = None,
     model: ModelOption = MODEL,
     update: UpdateOption = UPDATE,

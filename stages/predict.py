@@ -12,13 +12,15 @@ import numpy as np
 from stages import artifacts, models
 from stages.data import Split, open_image, read_csv
 from stages.data.folder import SUFFIXES
-from stages.data.table import read_rows_jsonl
+from stages.data.table import read_rows_jsonl, read_rows_parquet
 from stages.errors import BadData, Mismatch, MissingFile
 from stages.extract import compute_dtype, cut, encoded, head_tensors
 from stages.runtime import Progress, begin, reproducible, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+TABLES = {".csv": read_csv, ".jsonl": read_rows_jsonl, ".parquet": read_rows_parquet}
 
 
 def run(
@@ -40,8 +42,8 @@ def run(
     """Predict every sample given; write one CSV line each to `out`.
 
     Args:
-        paths: images, or folders of them; for a model of texts, files of texts: .txt with a text a line, .csv or .jsonl
-            with a text column.
+        paths: images, or folders of them; for a model of texts, files of texts: .txt with a text a line, or a
+            .csv, .jsonl or .parquet file with a text column.
         texts: texts themselves.
         model, own_model: the base classifier, as for `extract`.
         update: the artifact that holds the repaired head.
@@ -149,8 +151,8 @@ def _texts(
             raise BadData("is a folder, and the model takes texts", where=path, do="name files of texts, or use --text")
         if not path.is_file():
             raise MissingFile("there is no such file", where=path, do="name files of texts, or use --text")
-        if path.suffix not in (".csv", ".jsonl", ".txt"):
-            raise BadData("is no .txt, .csv or .jsonl file, and the model takes texts", where=path)
+        if path.suffix != ".txt" and path.suffix not in TABLES:
+            raise BadData(f"is no .txt, {', '.join(TABLES)} file, and the model takes texts", where=path)
         if path.suffix == ".txt":
             try:
                 lines = path.read_text(encoding="utf-8").splitlines()
@@ -159,7 +161,7 @@ def _texts(
             found += [(line, line) for line in lines if line.strip()]
             continue
         wanted = {column: "set --text-column", **({second: "set --second-text-column"} if second else {})}
-        table = (read_csv if path.suffix == ".csv" else read_rows_jsonl)(path, wanted)
+        table = TABLES[path.suffix](path, wanted)
         for name in wanted:
             table.refuse(table.rows[name].str.strip() == "", name, "a text")
         first = table.rows[column].tolist()

@@ -188,7 +188,7 @@ def read_rows_parquet(path: Path, columns: Mapping[str, str | None], *, do: str 
         parquet = import_module("pyarrow.parquet")
     except ImportError as error:
         do = "pip install 'nsf[tables]'"
-        raise BadData("data.format parquet needs the package 'pyarrow'", where=path, do=do) from error
+        raise BadData("Parquet needs the package 'pyarrow'", where=path, do=do) from error
     if not path.is_file():
         raise BadData("there is no such file", where=path, do=do)
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -310,7 +311,12 @@ def test_predict_texts(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
     done = nsf("predict", "new.txt", "--text", "happy", "--json")
     assert [row["sample"] for row in done.json["samples"]] == ["happy", "a good film", "very bad"]
     assert {row["nsf"] for row in done.json["samples"]} <= {"NEG", "POS"}
-    assert len(nsf("predict", "reviews.csv", "--json").json["samples"]) == 160
+    rows = nsf("predict", "reviews.csv", "--json").json["samples"]
+    assert len(rows) == 160
+    pd.read_csv("reviews.csv").to_parquet("reviews.parquet")
+    assert nsf("predict", "reviews.parquet", "--json").json["samples"] == rows
+    Path("reviews.xlsx").touch()
+    assert_one_sentence(nsf("predict", "reviews.xlsx"), "is no .txt, .csv, .jsonl, .parquet file")
     assert_one_sentence(
         nsf("predict", "reviews.csv", "--text-column", "words"), "there is no column 'words'", "--text-column"
     )

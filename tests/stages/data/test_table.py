@@ -274,5 +274,5 @@ def test_a_second_text_alone_and_no_file(format: str, tmp_path: Path) -> None:
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(BadData, match=r"data\.format parquet needs the package 'pyarrow'; pip install 'nsf\[tables\]'"):
+    with pytest.raises(BadData, match=r"Parquet needs the package 'pyarrow'; pip install 'nsf\[tables\]'"):
         open_split("val", format="parquet", file="t.parquet")
