@@ -530,8 +530,10 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
                 raise MissingFile("there is no such file", where=path, do="check --params")
             return {}
         content = _yaml().load(chosen.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadParameter("cannot be read", where=chosen) from error
+    except OSError as error:
+        raise BadParameter(f"cannot be read ({error.strerror})", where=chosen) from error
+    except UnicodeDecodeError as error:
+        raise BadParameter("is no text in UTF-8", where=chosen, do="save it as UTF-8") from error
     except _yaml_error() as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""

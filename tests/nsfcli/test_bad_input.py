@@ -423,7 +423,7 @@ def test_a_file_that_may_not_be_looked_at(refuse: Refuse, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "exists", locked)
     words = "locked/val.safetensors: cannot be read (Permission denied)", "check who may read it"
     refuse("identify", ["--features", "locked/val.safetensors"], *words)
-    refuse("identify", ["--params", "locked/params.yaml"], "locked/params.yaml: cannot be read")
+    refuse("identify", ["--params", "locked/params.yaml"], "locked/params.yaml: cannot be read (Permission denied)")
 
 
 @pytest.mark.parametrize(("command", "option"), [case for case in READS if case[1] == "head"])

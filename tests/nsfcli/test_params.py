@@ -187,7 +187,7 @@ MISTAKES = {
     "a section that is a list": ("eliminate: [steps, 3]", "'eliminate'", "indent its keys"),
     "a file that is a list": ("- steps\n", "holds no sections", "data, model, train"),
     "a file that is text": ("steps", "holds no sections", "data, model, train"),
-    "no text": (b"\xff\xfe\x00", "cannot be read"),
+    "no text": (b"\xff\xfe\x00", "is no text in UTF-8", "save it as UTF-8"),
 }
 
 
