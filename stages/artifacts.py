@@ -1012,7 +1012,9 @@ def outputs(*inputs: Path | None) -> Iterator[Outputs]:
         raise
     except OSError as error:
         pending._discard()
-        raise CannotWrite(f"the outputs cannot be written ({error.strerror or error})", where=error.filename) from error
+        # A full disk's error names no file.
+        where = error.filename or next((path for _, path in reversed(pending._pending)), None)
+        raise CannotWrite(f"the outputs cannot be written ({error.strerror or error})", where=where) from error
     except BaseException:
         pending._discard()
         raise

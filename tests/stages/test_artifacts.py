@@ -268,7 +268,7 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CannotWrite, match=r"No space left on device\)\.$"), outputs() as files:
+    with pytest.raises(CannotWrite, match=r"a\.csv: .*No space left on device\)\.$"), outputs() as files:
         files.text(tmp_path / "a.csv", "step,loss\n")
     assert list(tmp_path.iterdir()) == []
 
