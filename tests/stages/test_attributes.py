@@ -136,6 +136,16 @@ def test_transfer_tells_a_shared_shift_from_a_cluster_of_one_class(classes: int)
     assert mixture.transfer(labels) == pytest.approx(0.0, abs=0.02 * classes)
 
 
+def test_shared_is_told_for_each_sample_of_the_minority() -> None:
+    features, labels, _ = spurious(2000, bias=0.9)
+    scaling = moments(features)
+    named = pseudo_attributes(features, labels, identify(features, labels).nearest, classes=2, scaling=scaling)
+    minority = float((named.attributes != labels).double().mean())
+    assert 0.05 < minority < 0.15
+    transfer = _Mixture.of(features, labels, 2, scaling, 0).transfer(named.attributes)
+    assert named.shared == pytest.approx(transfer / minority, rel=1e-4)
+
+
 def test_transfer_of_two_classes_by_hand() -> None:
     """Class 0's place under the other's attribute is its own moved by what class 1's minority shows, and vice versa."""
     features, labels, attributes = spurious(400, bias=0.8)

@@ -24,7 +24,7 @@ from stages.auto import (
     worse_half,
     worst_quarter,
 )
-from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict, assess, identify
+from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict, _said, assess, identify
 from stages.logistic import moments
 from stages.passes import predict
 from tests.conftest import Done
@@ -219,6 +219,38 @@ def test_the_mirror_by_hand() -> None:
     assert row["base_accuracy_on_minority"] == 0.0 and row["verdict"] == CANNOT_TELL
     # The minority lies 8 from the rest; the centroids are (-2.4, -1) and (2.4, 1).
     assert row["dispersion"] == pytest.approx(8 / (4.8**2 + 2**2) ** 0.5, abs=1e-6)
+    # One that calls class 0's minority half right and class 1's wrong.
+    features[20, 0] = 5.0
+    half = (torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([-4.5, 0.0]))
+    rows = assess(features, numbers, identify(features, numbers), half).classes
+    assert [row["base_accuracy_on_minority"] for row in rows] == [0.2, 1.0]
+
+
+@pytest.mark.parametrize(("back", "told"), [(1, False), (2, True)])
+def test_a_pair_of_classes_counts_with_two_samples_each_way(back: int, told: bool) -> None:
+    """The mean of one sample points anywhere."""
+    labels = torch.arange(100) // 50
+    features = torch.tensor([[-4.0, -1.0], [4.0, 1.0]])[labels]
+    features[:20, 0], features[50 : 50 + back, 0] = 4.0, -4.0
+    said = assess(features, labels, identify(features, labels))
+    assert [row["minority"] for row in said.classes] == [20, back]
+    assert said.mirror == (pytest.approx(-1.3) if told else None)
+
+
+@pytest.mark.parametrize(
+    ("mirror", "told_by", "said"),
+    [
+        (-0.29, 2.0, BIASED),
+        (-0.28, 50.0, CANNOT_TELL),
+        (-0.21, 50.0, CANNOT_TELL),
+        (-0.2, 5.0, NOT_BIASED),
+        (-0.2, 4.9, CANNOT_TELL),
+        (None, 50.0, CANNOT_TELL),
+    ],
+)
+def test_the_bounds_of_the_verdict(mirror: float | None, told_by: float, said: str) -> None:
+    """As docs/method.md has them."""
+    assert _said(mirror, told_by) == said
 
 
 def test_a_thousand_classes() -> None:
