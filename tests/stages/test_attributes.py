@@ -16,7 +16,7 @@ from stages.attributes import (
     agreed,
     pseudo_attributes,
 )
-from stages.identify import identify
+from stages.identify import CANNOT_TELL, Verdict, identify
 from stages.logistic import FOLDS, folds, moments
 from stages.passes import group_means
 from tests.stages.test_auto import spurious
@@ -134,6 +134,22 @@ def test_transfer_tells_a_shared_shift_from_a_cluster_of_one_class(classes: int)
     mixture = _Mixture.of(torn, labels, classes, moments(torn), 0)
     assert mixture.transfer(attributes) < shared
     assert mixture.transfer(labels) == pytest.approx(0.0, abs=0.02 * classes)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "mirror", "merit"),
+    [(0.0, None, 1.0), (-2.0, None, 0.0), (2.0, None, 1.0), (0.0, -0.3, 1.12), (0.0, -0.9, 1.32), (0.0, 0.5, 1.0)],
+)
+def test_what_speaks_for_and_against_a_candidate(
+    transfer: float, mirror: float | None, merit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likelihood, half of the nats lost where others tell the shifts, and 0.4 of a mirror down to -0.8."""
+    features, labels, attributes = spurious(200, bias=0.9)
+    monkeypatch.setattr(_Mixture, "likelihood", lambda self, attributes: 1.0)
+    monkeypatch.setattr(_Mixture, "transfer", lambda self, attributes: transfer)
+    monkeypatch.setattr("stages.attributes.assess", lambda *_: Verdict(CANNOT_TELL, mirror, []))
+    mixture = _Mixture.of(features, labels, 2, moments(features), 0)
+    assert mixture.merit(attributes) == pytest.approx(merit)
 
 
 def test_shared_is_told_for_each_sample_of_the_minority() -> None:
