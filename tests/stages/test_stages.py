@@ -404,6 +404,18 @@ def test_evaluate_without_attributes(nsf: Callable[..., Done], own_features: Cal
 
 
 @pytest.mark.usefixtures("own_splits")
+def test_artifacts_say_what_they_were_made_with(nsf: Callable[..., Done]) -> None:
+    said = chain(nsf, *STAGES[:-1])
+    assert said["update"]["verdict_of_identify"] == said["identify"]["verdict"]
+    learned, new = (read(kind, Path(f"artifacts/{kind}.safetensors")).metadata for kind in ("eliminate", "update"))
+    assert learned.parameters == {"steps": "auto", "learning_rate": 0.001}
+    assert new.parameters == {"solver": "auto", "regularization": "auto", "force": False, "seed": 0}
+    assert nsf("update", "--solver", "published", "--steps", "3").code == 0
+    new = read("update", Path("artifacts/update.safetensors")).metadata
+    assert new.parameters == {"solver": "published", "steps": 3, "learning_rate": 0.001, "seed": 0}
+
+
+@pytest.mark.usefixtures("own_splits")
 def test_base_and_repaired_head_side_by_side(nsf: Callable[..., Done]) -> None:
     """A head that reads the attribute alone is right on the samples where it agrees with the label."""
     weight = torch.zeros(2, 8)
