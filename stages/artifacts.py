@@ -154,17 +154,24 @@ class Metadata:
                 where=path,
                 do="install the nsf that wrote it, or make the artifact again",
             )
-        try:
-            known = {key: json.loads(strings[key]) for key in ("parameters", "inputs", "class_names", "attribute_names")
-                     if key in strings}  # fmt: skip
-        except json.JSONDecodeError as error:
-            raise WrongArtifact("holds damaged metadata", where=path, do="make the artifact again") from error
-        for key, value in known.items():
-            if not isinstance(value, list if key.endswith("names") else dict):
-                raise WrongArtifact("holds damaged metadata", where=path, do="make the artifact again")
+        known: dict[str, Any] = {}
+        for key in ("parameters", "inputs", "class_names", "attribute_names"):
+            if key not in strings:
+                continue
+            try:
+                known[key] = json.loads(strings[key])
+                right = _is_names(known[key]) if key.endswith("names") else isinstance(known[key], dict)
+            except json.JSONDecodeError:
+                right = False
+            if not right:
+                raise WrongArtifact(f"holds damaged metadata ('{key}')", where=path, do="make the artifact again")
         rest = {"schema_version", "stage", "kind", *known}
         notes = {key: value for key, value in strings.items() if key not in rest}
         return cls(stage=strings.get("stage"), kind=strings.get("kind"), notes=notes, **known)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 @dataclass(frozen=True)
@@ -215,11 +222,13 @@ class Artifact:
         return fingerprint({name: self.tensors[name] for name in names})
 
     def class_names(self, classes: int) -> list[str]:
-        """The names of the classes, or their numbers where the file names none (or not as many)."""
+        """The names of the classes, or their numbers where the file names none or another number of them."""
         names = self.metadata.class_names
-        if names is None or len(names) < classes:
-            return [str(index) for index in range(classes)]
-        return [str(name) for name in names[:classes]]
+        return _numbers(classes) if names is None or len(names) != classes else list(names)
+
+
+def _numbers(classes: int) -> list[str]:
+    return [str(index) for index in range(classes)]
 
 
 def read(kind: str, path: Path, *, attributes: bool = False) -> Artifact:
@@ -443,7 +452,8 @@ def _open(kind: str, path: Path, made_by: str) -> tuple[dict[str, "Tensor"], Met
     if not _exists(path):
         raise MissingFile(f"there is no such file, and it is read as the {kind} artifact", where=path, do=made_by)
     if not path.is_file():
-        raise WrongArtifact(f"is a folder, and the {kind} artifact is a file", where=path, do=made_by)
+        found = "a folder" if path.is_dir() else "no regular file (a pipe, perhaps)"
+        raise WrongArtifact(f"is {found}, and the {kind} artifact is a file", where=path, do=made_by)
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = Metadata.from_strings(file.metadata() or {}, path)
@@ -594,11 +604,46 @@ def check_model(features: Artifact, head: Artifact | None) -> None:
         )
 
 
+def check_names(features: Artifact, classes: int, source: Artifact | None) -> None:
+    """Refuse features that number other classes than `source`, the artifact that `classes` comes from, by their names.
+
+    Raises:
+        Mismatch: the features name another number of classes, or `source` has other names, or others at these numbers.
+    """
+    ours = features.metadata.class_names
+    if ours is None:
+        return
+    if len(ours) != classes:
+        held = f"{source.path} has {classes}" if source is not None else f"its labels are 0 to {classes - 1}"
+        raise Mismatch(
+            f"names {len(ours)} classes, and {held}",
+            where=features.path,
+            do="give samples of every class, and the head of the model that these features come from",
+        )
+    theirs = source.metadata.class_names if source is not None else None
+    # Where a file names no classes, later ones carry their numbers.
+    named = [names for names in (ours, theirs) if names is not None and list(names) != _numbers(classes)]
+    if source is not None and len(named) == 2 and (number := _first_other(*named)) is not None:
+        raise Mismatch(
+            f"calls class {number} '{named[0][number]}', and {source.path} calls it '{named[1][number]}'",
+            where=features.path,
+            do="give features that number the same classes in the same order",
+        )
+
+
+def _first_other(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
+    """The first number at which the names differ by more than case; None where there is none."""
+    for number, (our, their) in enumerate(zip(ours, theirs, strict=False)):
+        if our.casefold() != their.casefold():
+            return number
+    return None
+
+
 def check_known(features: Artifact, classes: int, source: Artifact | None, *, do: str) -> None:
     """Refuse labels beyond the classes of `source`, the artifact that `classes` comes from.
 
     Raises:
-        Mismatch: a label is beyond the classes.
+        Mismatch: a label is beyond the classes, or the features name others (`check_names`).
     """
     highest = int(features["labels"].max())
     if highest >= classes:
@@ -608,6 +653,7 @@ def check_known(features: Artifact, classes: int, source: Artifact | None, *, do
             where=features.path,
             do=do,
         )
+    check_names(features, classes, source)
 
 
 def check_labels(features: Artifact, classes: int | None = None, *, source: Artifact | None = None) -> int:
@@ -619,7 +665,7 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
         source: the artifact that `classes` comes from, for the sentence.
 
     Raises:
-        Mismatch: a label is beyond the classes, or the features name more of them.
+        Mismatch: a label is beyond the classes, or the features name others (`check_names`).
         BadValues: fewer than two classes, or a class with no sample.
     """
     import torch
@@ -635,21 +681,16 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
             do="number the classes 0, 1, 2, ... without gaps",
         )
     counts = torch.bincount(features["labels"], minlength=classes or 0)
+    if classes is None:
+        check_names(features, len(counts), source)
     if len(counts) < 2:
         raise BadValues("holds one class only", where=features.path, do="give samples of at least two classes")
-    named = len(features.metadata.class_names or ())
-    if named > len(counts):
-        held = f"{source.path} has {len(counts)}" if source is not None else f"its labels are 0 to {len(counts) - 1}"
-        raise Mismatch(
-            f"names {named} classes, and {held}",
-            where=features.path,
-            do="give samples of every class, and the head of the model that these features come from",
-        )
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         names = features.class_names(len(counts))
+        beside = f", and {source.path} has {len(counts)} classes" if source is not None else ""
         raise BadValues(
-            f"class {', '.join(names[index] for index in empty)} has no sample",
+            f"class {', '.join(names[index] for index in empty)} has no sample{beside}",
             where=features.path,
             do="give at least one sample of every class, or number the classes without gaps",
         )

@@ -213,6 +213,42 @@ def test_more_class_names_than_classes(refuse: Refuse) -> None:
     refuse("identify", ["--features", "named.safetensors"], "names 3 classes", "its labels are 0 to 1")
     head = ["--features", "named.safetensors", "--head", "artifacts/head.safetensors"]
     refuse("identify", head, "names 3 classes", "artifacts/head.safetensors has 2")
+    rewrite(Path("artifacts/features/val.safetensors"), Path("named.safetensors"), {}, **{**names, "class_names": '["a"]'})
+    refuse("identify", ["--features", "named.safetensors"], "names 1 classes", "its labels are 0 to 1")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_test_features_that_number_the_classes_in_another_order(
+    command: str, refuse: Refuse, nsf: Callable[..., Done]
+) -> None:
+    """Whose labels mean other classes than the head's outputs: the accuracies would be wrong without a word."""
+    test, update = Path("artifacts/features/test.safetensors"), Path("artifacts/update.safetensors")
+
+    def named(path: Path, *names: str) -> None:
+        rewrite(path, path, {}, schema_version="1", class_names=json.dumps(names))
+
+    source = update if command == "evaluate" else Path("artifacts/head.safetensors")
+    named(source, "cat", "dog")
+    named(test, "dog", "cat")
+    refuse(command, [], "features/test.safetensors", f"calls class 0 'dog', and {source} calls it 'cat'", "same order")
+    named(test, "cat", "dog", "wolf")
+    refuse(command, [], "features/test.safetensors", "names 3 classes", f"{source} has 2")
+    # The same names in other letters, or numbers in place of names, are no others.
+    for names in (("Cat", "DOG"), ("0", "1")):
+        named(test, *names)
+        assert nsf(command, *(["--methods", "erm"] if command == "compare" else [])).code == 0
+
+
+@pytest.mark.parametrize("names", ["[1, null]", '{"0": "cat"}'])
+def test_class_names_that_are_no_names(names: str, refuse: Refuse) -> None:
+    path = standard("identify", "features")
+    rewrite(path, path, {}, schema_version="1", class_names=names)
+    refuse("identify", [], "holds damaged metadata ('class_names')")
+
+
+def test_a_pipe_in_place_of_an_artifact(refuse: Refuse) -> None:
+    os.mkfifo("pipe.safetensors")
+    refuse("identify", ["--features", "pipe.safetensors"], "is no regular file (a pipe, perhaps)")
 
 
 # -------------------------------------------------------------------------------------------- one file on its own
@@ -331,7 +367,7 @@ def test_labels_beyond_the_classes(refuse: Refuse, own_features: Callable[..., P
 
 def test_a_head_of_other_classes(refuse: Refuse) -> None:
     save_file({"weight": torch.eye(3, 8), "bias": torch.zeros(3)}, "three.safetensors")
-    refuse("identify", ["--head", "three.safetensors"], "class 2 has no sample")
+    refuse("identify", ["--head", "three.safetensors"], "class 2 has no sample, and three.safetensors has 3 classes")
     for command in ("update", "evaluate"):
         refuse(command, ["--head", "three.safetensors"], "2 classes", "three.safetensors has 3")
 

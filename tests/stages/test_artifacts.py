@@ -356,7 +356,7 @@ def test_metadata_of_another_program_are_no_lineage(tmp_path: Path) -> None:
 )
 def test_damaged_metadata(part: str, text: str, tmp_path: Path) -> None:
     path = with_metadata(tmp_path / "a.safetensors", schema_version="1", **{part: text})
-    with pytest.raises(WrongArtifact, match="damaged metadata; make the artifact again"):
+    with pytest.raises(WrongArtifact, match=rf"damaged metadata \('{part}'\); make the artifact again"):
         read("head", path)
 
 
