@@ -52,6 +52,8 @@ def export(
             f"{out} also holds {', '.join(summary['other_files'])}, which this export has not written: "
             "of another model, perhaps."
         )
-    settings.console.result(
-        summary, line=f"{summary['format']}, with another {' and '.join(summary['changed'])} -> {summary['out']}"
-    )
+    if summary["kept_because"]:
+        what = f"with the base head unchanged, for update kept it ({summary['kept_because']})"
+    else:
+        what = f"with another {' and '.join(summary['changed'])}"
+    settings.console.result(summary, line=f"{summary['format']}, {what} -> {summary['out']}")

@@ -56,6 +56,8 @@ def predict(
             progress=progress,
         )
     samples = result["samples"]
+    if result["empty_lines"]:
+        settings.console.message(f"{result['empty_lines']} empty lines are left out.")
     table = Table("sample", "ERM", "probability", "NSF", "probability")
     for row in samples[:SHOWN]:
         name = row["sample"] if len(row["sample"]) <= 40 else f"{row['sample'][:37]}..."

@@ -29,7 +29,7 @@ def run(
     metrics: Path | None = None,
     onnx: bool = False,
 ) -> dict[str, Any]:
-    """Write the repaired model to the folder `out`, and a model card beside it.
+    """Write the repaired model to the folder `out`, and a model card beside it; a copy, where the base head was kept.
 
     What is written: a copy of the checkpoint that the model came from (nsf's own model.safetensors, somebody's state
     dict, a transformers folder), every tensor but the head's with the same bits; or, for a model whose checkpoint is not
@@ -44,8 +44,8 @@ def run(
         onnx: also write model.onnx.
 
     Returns:
-        A summary: `out`, `format`, `files`, `changed` (the tensors, by the checkpoint's names), `other_files` (what
-        else lies in the folder).
+        A summary: `out`, `format`, `files`, `changed` (the tensors, by the checkpoint's names; none where the base head was
+        kept), `kept_because` (why it was, or None), `other_files` (what else lies in the folder).
 
     Raises:
         Mismatch: the artifacts were made with another model, or the metrics are another head's.
@@ -76,15 +76,26 @@ def run(
     result = read_metrics(metrics) if metrics is not None else None
     if result is not None and result.get("update", [new.fingerprint]) != [new.fingerprint]:
         raise Mismatch("was measured with another head", where=metrics, do="run `nsf evaluate` again")
+    kept_because = new.metadata.notes.get("kept_because") or None
     with artifacts.outputs(head, update, metrics) as files:
         form, written, changed = _write(files, opened, changes, out)
+        if kept_because:
+            # What has been written in its place is the same head.
+            changed = []
         if onnx:
             files.file(out / ONNX_FILE).write(_onnx(classifier, changes))
             written.append(ONNX_FILE)
         files.text(out / CARD_FILE, _card(opened, base, new, form, written, changed, result))
     written.append(CARD_FILE)
     others = sorted(path.name for path in out.iterdir() if path.name not in written)
-    return {"out": str(out), "format": form, "files": written, "changed": changed, "other_files": others}
+    return {
+        "out": str(out),
+        "format": form,
+        "files": written,
+        "changed": changed,
+        "kept_because": kept_because,
+        "other_files": others,
+    }
 
 
 def _write(files: Outputs, opened: Opened, changes: "Mapping[str, Tensor]", out: Path) -> tuple[str, list[str], list[str]]:

@@ -51,8 +51,8 @@ def run(
         text_column, second_text_column: of tables of texts.
 
     Returns:
-        `classes` (names), and `samples`: for each {"sample", "base", "base_probability", "nsf", "nsf_probability"}: the
-        predicted class and its probability by either head.
+        `classes` (names); `samples`: for each {"sample", "base", "base_probability", "nsf", "nsf_probability"}: the class
+        that is predicted and its probability by either head; `empty_lines`: of .txt files, left out.
 
     Raises:
         UserError: nothing to predict, a file that cannot be read, or a model that the update does not belong to.
@@ -63,7 +63,11 @@ def run(
     new = artifacts.read("update", update)
     classifier = models.open_trained(model, own_model).classifier
     is_text = classifier.kind == "text" or (classifier.kind == "any" and not _images(paths))
-    found = _texts(paths, texts, text_column, second_text_column) if is_text else _image_files(paths, texts)
+    empty = 0
+    if is_text:
+        found, empty = _texts(paths, texts, text_column, second_text_column)
+    else:
+        found = _image_files(paths, texts)
     names = new.class_names(len(new["folded_weight"]))
     split = _unlabelled(found, names, kind="text" if is_text else "image")
     with artifacts.outputs(update) as files, reproducible(seed=0):
@@ -103,7 +107,7 @@ def run(
             samples.append(row)
         if out is not None:
             files.text(out, _table(samples, probabilities, names))
-    return {"classes": names, "samples": samples}
+    return {"classes": names, "samples": samples, "empty_lines": empty}
 
 
 def _table(samples: Sequence[Mapping[str, Any]], probabilities: "Mapping[str, Tensor]", names: Sequence[str]) -> str:
@@ -143,9 +147,12 @@ def _image_files(paths: Sequence[Path], texts: Sequence[str]) -> list[tuple[str,
 
 def _texts(
     paths: Sequence[Path], texts: Sequence[str], column: str, second: str | None
-) -> list[tuple[str, str | tuple[str, str]]]:
-    """(the text, the text or pair of texts) of everything named."""
-    found: list[tuple[str, str | tuple[str, str]]] = [(text, text) for text in texts]
+) -> tuple[list[tuple[str, Any]], int]:
+    """(the text, the text or pair of texts) of everything named, and how many empty lines are left out."""
+    if any(not text.strip() for text in texts):
+        raise BadData("is empty", where="option --text", do="give a text")
+    found: list[tuple[str, Any]] = [(text, text) for text in texts]
+    empty = 0
     for path in paths:
         if path.is_dir():
             raise BadData("is a folder, and the model takes texts", where=path, do="name files of texts, or use --text")
@@ -155,10 +162,13 @@ def _texts(
             raise BadData(f"is no .txt, {', '.join(TABLES)} file, and the model takes texts", where=path)
         if path.suffix == ".txt":
             try:
-                lines = path.read_text(encoding="utf-8").splitlines()
+                # By line ends alone: `splitlines` breaks at marks that a text may hold, too.
+                lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
             except (OSError, ValueError) as error:
                 raise BadData(f"cannot be read as text ({str(error).splitlines()[0]})", where=path) from error
-            found += [(line, line) for line in lines if line.strip()]
+            held = [line for line in lines if line.strip()]
+            found += [(line, line) for line in held]
+            empty += len(lines) - len(held)
             continue
         wanted = {column: "set --text-column", **({second: "set --second-text-column"} if second else {})}
         table = TABLES[path.suffix](path, wanted)
@@ -169,7 +179,7 @@ def _texts(
         found += [(" | ".join(pair), pair) for pair in pairs] if pairs else [(text, text) for text in first]
     if not found:
         raise BadData("nothing to predict", where="predict", do="name files of texts, or use --text")
-    return found
+    return found, empty
 
 
 def _unlabelled(found: Sequence[tuple[str, Any]], names: Sequence[str], kind: str) -> Split:

@@ -188,6 +188,30 @@ def test_a_transformers_folder_in_shards_and_in_pytorchs_format(pretrained: Pret
         assert_only({"classifier.weight", "classifier.bias"}, network.state_dict(), again.state_dict())
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_the_base_head_kept(outputs: int, pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
+    """A copy of what came in, and neither the message nor the card says that anything is repaired."""
+    folder = pretrained("Bert", "classifier", num_labels=outputs)
+    data = {"format": "csv", "file": "reviews.csv", "text_column": "text"}
+    write_params(data=data, model={"source": "transformers", "name": "classifier"})
+    # Labels that have nothing to do with the texts: cross-validation carries no repair.
+    random = np.random.RandomState(0)
+    lines = [
+        f"{' '.join(random.choice(TEXT_WORDS, 8))},{split},{index % 2}" for split in ("val", "test") for index in range(80)
+    ]
+    reviews.write_text("\n".join(["text,split,label", *lines]) + "\n")
+    for stage in STAGES[:-1]:
+        assert nsf(stage, *(["--solver", "auto"] if stage == "update" else [])).code == 0
+    done = nsf("export")
+    assert done.code == 0 and "with the base head unchanged, for update kept it (" in done.stdout
+    said = nsf("export", "--json").json
+    assert said["changed"] == [] and said["kept_because"]
+    before, after = (load_file(path / "model.safetensors") for path in (folder, Path("artifacts/export")))
+    assert_only(set(), before, after)
+    card = Path("artifacts/export/MODEL_CARD.md").read_text()
+    assert "left as it was by nsf" in card and said["kept_because"] in card and "repaired" not in card
+
+
 def test_one_sigmoid_output(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
     folder = pretrained("Bert", "classifier", num_labels=1)
     data = {"format": "csv", "file": "reviews.csv", "text_column": "text", "attribute_column": "source"}
@@ -307,9 +331,11 @@ def test_predict_texts(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
     data = {"format": "csv", "file": "reviews.csv", "text_column": "text"}
     write_params(data=data, model={"source": "transformers", "name": "classifier"})
     repair(nsf)
-    Path("new.txt").write_text("a good film\n\nvery bad\n")
+    Path("new.txt").write_text("\ufeffa good\u2028film\n\nvery bad\r\n")
     done = nsf("predict", "new.txt", "--text", "happy", "--json")
-    assert [row["sample"] for row in done.json["samples"]] == ["happy", "a good film", "very bad"]
+    assert [row["sample"] for row in done.json["samples"]] == ["happy", "a good\u2028film", "very bad"]
+    assert done.json["empty_lines"] == 1 and "1 empty lines are left out" in done.stderr
+    assert_one_sentence(nsf("predict", "--text", " "), "option --text: is empty")
     assert {row["nsf"] for row in done.json["samples"]} <= {"NEG", "POS"}
     rows = nsf("predict", "reviews.csv", "--json").json["samples"]
     assert len(rows) == 160
