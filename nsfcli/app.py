@@ -3,6 +3,7 @@
 import ast
 import functools
 import io
+import json
 import os
 import signal
 import sys
@@ -16,9 +17,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from nsfcli import __version__
 from nsfcli.command import Settings
-from nsfcli.console import Console
+from nsfcli.console import Console, forget_stdout
 from stages import distributed
-from stages.errors import BadParameter, UserError
+from stages.errors import BadParameter, CannotWrite, UserError
 
 # The subcommands, in pipeline order, and the help panel of each; a module of that name holds the function of that name.
 COMMANDS = {
@@ -107,8 +108,8 @@ class Group(TyperGroup):
             Console().error("interrupted; no artifact was written.")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         except BrokenPipeError as error:
-            # Whoever read our stdout has stopped reading: nothing to tell, and nothing more to flush at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read our stdout has stopped reading: nothing to tell.
+            forget_stdout()
             raise typer.Exit(EXIT_PIPE_CLOSED) from error
         except Exception as error:
             # Typer's and Click's own exceptions know how to show themselves.
@@ -132,10 +133,12 @@ def hoist(args: list[str]) -> list[str]:
             break
         name, equals, _ = word.partition("=")
         takes_next = GLOBAL_OPTIONS.get(name, False) and not equals
-        # One whose value is missing stays: that is to be said of it, and not of what comes next.
-        if name not in GLOBAL_OPTIONS or (takes_next and not queue):
+        if name not in GLOBAL_OPTIONS:
             rest.append(word)
             continue
+        if takes_next and not queue:
+            # Alone, so that what is said is that its value is missing: a command after it would be taken for that.
+            return [*front, word]
         front += [word, queue.pop(0)] if takes_next else [word]
     return front + rest
 
@@ -155,9 +158,9 @@ def _paragraphs(text: str | None) -> str:
     return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
 
 
-def _version(value: bool) -> None:
+def _version(ctx: typer.Context, value: bool) -> None:
     if value:
-        typer.echo(f"nsf {__version__}")
+        typer.echo(json.dumps({"version": __version__}) if "--json" in ctx.meta[ARGUMENTS] else f"nsf {__version__}")
         raise typer.Exit
 
 
@@ -172,7 +175,7 @@ def _version(value: bool) -> None:
 )
 def nsf(
     ctx: typer.Context,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors (and --json).")] = False,
     params: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Parameters; default: params.yaml in this folder.")
@@ -182,7 +185,7 @@ def nsf(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """The global options, before any command."""
-    ctx.obj = Settings(Console(as_json=json, quiet=quiet), params, device, debug)
+    ctx.obj = Settings(Console(as_json=as_json, quiet=quiet), params, device, debug)
 
 
 def _placed(name: str, function: Callable[..., None]) -> Callable[..., None]:
@@ -231,6 +234,9 @@ def main() -> None:
     # OpenMP's threads sleep while they wait for each other: on cores that others use too, spinning takes many times as long
     # (docs/scale.md). It reads this once, when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Closed by whoever called us: nobody wants to read what is printed.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a class's name shows its escape; results are written by then.
         if isinstance(stream, io.TextIOWrapper):
@@ -243,3 +249,13 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:
+        # Typer's pages end as if they had failed when nobody reads them to their end.
+        if isinstance(end.__context__, BrokenPipeError):
+            sys.exit(EXIT_PIPE_CLOSED)
+        raise
+    except OSError as error:
+        # One of typer's pages or the version: a command's own failures are told where it is invoked.
+        forget_stdout()
+        Console().error(str(CannotWrite(f"cannot be written ({error.strerror})", where="stdout")))
+        sys.exit(EXIT_USER_ERROR)

@@ -1,11 +1,14 @@
 """The one place that prints: results to stdout; messages, progress and errors to stderr."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from stages.errors import CannotWrite
 
 if TYPE_CHECKING:
     from stages.runtime import Progress
@@ -30,6 +33,19 @@ class Console:
 
     def result(self, summary: dict[str, Any], *tables: "Table", line: str = "") -> None:
         """What a command found: the summary as JSON, or its one line and its tables for people."""
+        try:
+            self._show(summary, tables, line)
+            # Here, where a failure can still be told, and not when Python ends.
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            forget_stdout()
+            raise CannotWrite(
+                f"the result cannot be shown ({error.strerror}), and the command itself is done", where="stdout"
+            ) from error
+
+    def _show(self, summary: dict[str, Any], tables: "Sequence[Table]", line: str) -> None:
         if self.as_json:
             sys.stdout.write(json.dumps(summary) + "\n")
         elif not self.quiet:
@@ -48,8 +64,6 @@ class Console:
                 # Where the window is narrow, lines wrap, and every number is there.
                 rich.width = max(rich.width, rich.measure(made, options=rich.options.update(width=WIDEST)).maximum)
                 rich.print(made)
-        # Here, where a closed pipe can still be told from a failure, and not when Python ends.
-        sys.stdout.flush()
 
     def message(self, text: str) -> None:
         """Something worth knowing beside the result."""
@@ -72,6 +86,11 @@ class Console:
             yield bars.advance
         finally:
             bars.stop()
+
+
+def forget_stdout() -> None:
+    """Have nothing more be printed: what a pipe or disk has not taken would fail once more when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Bars:

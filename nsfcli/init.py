@@ -394,8 +394,9 @@ def _version_control(folder: Path) -> list[str]:
         raise CannotWrite("cannot be read as text", where=ignore, do="mend or remove it") from error
     if (folder / ".dvc").is_file():
         raise CannotWrite("is a file, and DVC keeps a folder of that name", where=folder / ".dvc", do="rename it")
-    if "/artifacts/" not in lines:
-        made += _write(folder, {".gitignore": "\n".join([*lines, "/artifacts/"]) + "\n"})
+    # DVC tracks the artifacts, and writes what `dvc plots` draws.
+    if lacking := [line for line in ("/artifacts/", "/dvc_plots/") if line not in lines]:
+        made += _write(folder, {".gitignore": "\n".join([*lines, *lacking]) + "\n"})
     top = _git_top(folder)
     if top is not None and top != folder.resolve() and _ignored(folder):
         # DVC would refuse to keep its own files where git does not see them.

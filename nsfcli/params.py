@@ -537,7 +537,11 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
     except _yaml_error() as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
-        raise BadParameter(f"is not valid YAML{line} ({getattr(error, 'problem', error)})", where=chosen) from error
+        # Of a key given twice it would show both values, as Python objects.
+        problem = str(getattr(error, "problem", error)).partition(" with value ")[0]
+        raise BadParameter(f"is not valid YAML{line} ({problem})", where=chosen) from error
+    except RecursionError as error:
+        raise BadParameter("is no YAML that can be read (nested too deeply)", where=chosen) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -549,7 +553,7 @@ def _scalar(text: str) -> Any:
     """An option's value, read as the same text would be in params.yaml."""
     try:
         return _yaml().load(text)
-    except _yaml_error():
+    except (_yaml_error(), RecursionError):
         return text
 
 

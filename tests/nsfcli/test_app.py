@@ -110,7 +110,7 @@ def test_shell_completion(nsf: Callable[..., Done], tmp_path: Path) -> None:
         ("identify --params=p.yaml --head h", "--params=p.yaml identify --head h"),
         ("--debug identify --json", "--debug --json identify"),
         ("identify -- --json", "identify -- --json"),
-        ("identify --params", "identify --params"),
+        ("identify --json --params", "--json --params"),
         ("", ""),
     ],
 )
@@ -225,6 +225,49 @@ def test_a_closed_pipe_is_no_failure(options: list[str], tmp_path: Path) -> None
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("arguments", ["--help", "identify --help", "--version"])
+def test_a_closed_pipe_is_no_failure_of_a_page(arguments: str, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "nsfcli", *arguments.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("options", ["", "--json"])
+@pytest.mark.usefixtures("features")
+def test_a_full_stdout_is_told_and_loses_nothing(options: str, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nsfcli", *options.split(), "identify"],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        page = subprocess.run([sys.executable, "-m", "nsfcli", "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    why = "No space left on device"
+    told = f"nsf: stdout: the result cannot be shown ({why}), and the command itself is done.\n"
+    assert (done.returncode, done.stderr) == (1, told) and (tmp_path / "artifacts/identify.safetensors").exists()
+    assert (page.returncode, page.stderr) == (1, f"nsf: stdout: cannot be written ({why}).\n")
+
+
+@pytest.mark.usefixtures("features")
+def test_a_closed_stdout_is_no_failure(tmp_path: Path) -> None:
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m nsfcli identify 1>&- 2>&-"], cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "artifacts/identify.safetensors").exists()
+    assert subprocess.run(["sh", "-c", f"{sys.executable} -m nsfcli neutralize 2>&-"], cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", ["eliminate --device", "metrics --params", "--json identify --params"])
+def test_a_global_option_without_its_value(arguments: str, nsf: Callable[..., Done]) -> None:
+    done = nsf(*arguments.split())
+    assert done.code == 2 and f"Option '{arguments.split()[-1]}' requires an argument" in done.stderr
+
+
+def test_the_version_as_json(nsf: Callable[..., Done]) -> None:
+    assert nsf("--version", "--json").json == nsf("--json", "--version").json == {"version": __version__}
+
+
 # ------------------------------------------------------------------------------------------- progress and interruption
 
 
@@ -290,7 +333,7 @@ def test_a_long_run_shows_its_progress_and_leaves_nothing_when_stopped(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(stderr)
-    shown, stopped, deadline = "", False, time.monotonic() + 60
+    shown, stopped, deadline = "", False, time.monotonic() + 180
     try:
         while time.monotonic() < deadline:
             if select.select([terminal], [], [], 0.2)[0]:

@@ -165,7 +165,7 @@ def test_what_is_there_is_left_alone(photos: Path, nsf: Nsf, tmp_path: Path) -> 
     assert not (tmp_path / "dvc.yaml").exists() and not (tmp_path / ".dvc").exists()
     assert nsf("init", "--images", "photos", "--force", "--quiet").code == 0
     assert "mine" not in (tmp_path / "params.yaml").read_text()
-    assert (tmp_path / ".gitignore").read_text().splitlines() == ["/secret/", "/artifacts/"]
+    assert (tmp_path / ".gitignore").read_text().splitlines() == ["/secret/", "/artifacts/", "/dvc_plots/"]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and ".dvc/tmp" not in str(path)}
     assert nsf("init", "--images", "photos", "--force", "--quiet").code == 0
     assert before == {path: path.read_bytes() for path in before}
