@@ -36,11 +36,20 @@ def read(path: Path) -> "dict[str, Tensor]":
 
     Raises:
         MissingFile: there is no such file.
-        BadModel: it holds no state dict, or could only be read by running code that it contains (pickle).
+        BadModel: it holds no state dict, or several of one network (weights and their running mean, say), or could only
+            be read by running code that it contains (pickle).
     """
-    state = _state(_read(path))
+    content = _read(path)
+    state = _state(content)
     if state is None:
         raise BadModel("holds no state dict", where=path, do="save model.state_dict()")
+    copies = [key for key, held in content.items() if _layer_names(held) == _layer_names(state)]
+    if len(copies) > 1:
+        raise BadModel(
+            f"holds the network {len(copies)} times, as {' and '.join(repr(key) for key in copies)}",
+            where=path,
+            do="save the one that is used alone",
+        )
     return {str(name): tensor for name, tensor in state.items() if _is_tensor(tensor)}
 
 
@@ -96,16 +105,18 @@ def _names(state: "Mapping[str, Tensor]", own: list[str], where: Path) -> dict[s
         )
     names = {name: held[prefix + name] for name in own if prefix + name in held}
     missing = [name for name in own if name not in names and not name.endswith(COUNTER)]
-    extra = sorted(set(state) - set(names.values())) if prefix == "" else []
-    if missing or extra:
-        what = (
-            f"lacks {len(missing)} of the architecture's {len(own)} tensors, '{missing[0]}' first, and holds "
-            f"{', '.join(list(state)[:3])}, ..."
-            if missing
-            else f"holds {len(extra)} tensors that the architecture has not, '{extra[0]}' first"
-        )
-        raise BadModel(what, where=where, do="check the model's architecture")
-    return names
+    taken = set(names.values())
+    unknown = [name for name in state if name not in taken]
+    if not missing and (prefix or not unknown):
+        return names
+    if missing:
+        what = f"lacks {len(missing)} of the architecture's {len(own)} tensors, '{missing[0]}' first"
+        if unknown:
+            what += f", and holds {', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''} in their place"
+    else:
+        what = f"holds {len(unknown)} tensors that the architecture has not, '{min(unknown)}' first"
+    do = "check the model's architecture; a model of other layers, such as a head of several, is given as model.function"
+    raise BadModel(what, where=where, do=do)
 
 
 def patch(source: Path, target: IO[bytes], changes: "Mapping[str, Tensor]") -> None:
@@ -203,6 +214,11 @@ def _check_magic(path: Path) -> None:
 def _state(content: Any) -> "dict[str, Tensor] | None":
     """The state dict in a file's content, as `_places` finds it."""
     return {name: holder[key] for name, (holder, key) in _places(content).items()} or None
+
+
+def _layer_names(held: Any) -> list[str]:
+    """The names of the tensors in a state dict or in a container of one, without DataParallel's prefix."""
+    return sorted(name.removeprefix("module.") for name, (holder, key) in _places(held).items() if _is_tensor(holder[key]))
 
 
 def _places(content: Any) -> "dict[str, tuple[dict[str, Any], str]]":

@@ -56,6 +56,29 @@ def test_two_copies_of_the_network(state: dict, tmp_path: Path) -> None:
         fit(tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_beside_their_running_mean(prefix: str, state: dict, tmp_path: Path) -> None:
+    """As timm's and others' training scripts save them: which of them is the model that is used, the file does not say."""
+    mean = {prefix + name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"epoch": 3, "state_dict": state, "state_dict_ema": mean, "optimizer": {"lr": 0.1}}, tmp_path / "w.pt")
+    with pytest.raises(BadModel, match="holds the network 2 times, as 'state_dict' and 'state_dict_ema'; save the one"):
+        fit(tmp_path / "w.pt")
+    # Of another network: a teacher, say.
+    torch.save({"model": state, "teacher": {"layer.weight": torch.zeros(1)}}, tmp_path / "w.pt")
+    network, _ = fit(tmp_path / "w.pt")
+    assert torch.equal(network.body.weight, state["body.weight"])
+
+
+def test_a_head_of_several_layers(state: dict, tmp_path: Path) -> None:
+    """Sequential(Dropout, Linear) in place of Linear: the sentence shows the names that fit nothing."""
+    torch.save({name.replace("head.", "head.1."): tensor for name, tensor in state.items()}, tmp_path / "w.pt")
+    words = (
+        r"lacks 2 of .* 'head\.weight' first, and holds head\.1\.weight, head\.1\.bias in their place; .* model\.function"
+    )
+    with pytest.raises(BadModel, match=words):
+        fit(tmp_path / "w.pt")
+
+
 def test_batch_counters_may_be_missing(state: dict, tmp_path: Path) -> None:
     torch.save({name: tensor for name, tensor in state.items() if "tracked" not in name}, tmp_path / "w.pt")
     network, _ = fit(tmp_path / "w.pt")
@@ -86,7 +109,9 @@ def test_mistakes(state: dict, tmp_path: Path) -> None:
     with pytest.raises(BadModel, match="is a pointer of Git LFS, not the weights; fetch them: git lfs pull"):
         fit(path)
     torch.save({name: tensor for name, tensor in state.items() if "body" not in name}, path)
-    with pytest.raises(BadModel, match=r"lacks 2 of the architecture's 9 tensors, 'body\.weight' first, and holds norm"):
+    with pytest.raises(
+        BadModel, match=r"lacks 2 of the architecture's 9 tensors, 'body\.weight' first; check the model's architecture"
+    ):
         fit(path)
     torch.save({**state, "more": torch.zeros(1)}, path)
     with pytest.raises(BadModel, match="holds 1 tensors that the architecture has not, 'more' first"):
