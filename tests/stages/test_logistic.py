@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from stages.logistic import Heads, balanced, fit, folds, held_out, moments
+from stages.logistic import Heads, balanced, cross_entropy, fit, folds, held_out, moments
 
 
 def sample(samples: int = 300, width: int = 7, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,6 +84,22 @@ def test_a_start_at_the_solution_stays_there() -> None:
     solved = fit(features, labels, weights, **options)
     again = fit(features, labels, weights, **options, start=Heads(solved.weight, solved.bias))
     torch.testing.assert_close(again.weight, solved.weight, atol=1e-3, rtol=0)
+
+
+def test_a_batch_that_threads_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces of rows, each with its own labels and shares: the loss and gradient of the whole."""
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(500, 6, generator=generator), torch.randint(3, (500,), generator=generator)
+    rows, shares = torch.randint(500, (300,), generator=generator), torch.rand(300, generator=generator).double()
+    weight, bias = torch.randn(3, 6, generator=generator), torch.randn(3, generator=generator)
+    loss, gradient = cross_entropy(features, labels, rows, shares, weight, bias)
+    monkeypatch.setattr("stages.passes.KERNEL_VALUES", 0)
+    monkeypatch.setattr("stages.logistic.LEAST_SHARED", 0)
+    for count in (1, 2, 7):
+        monkeypatch.setattr("stages.logistic.threads", lambda count=count: count)
+        found, slopes = cross_entropy(features, labels, rows, shares, weight, bias)
+        assert found == pytest.approx(loss, rel=1e-5)
+        torch.testing.assert_close(slopes, gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_balanced_weighs_every_cell_alike_and_small_ones_less() -> None:

@@ -1,8 +1,10 @@
 """The passes: the compiled loops and PyTorch's blocks agree, for each way in which features are stored."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -126,6 +128,57 @@ def test_the_verdict_reads_the_minority_alone(loops: Callable[[bool], None]) -> 
     across = [vector - (vector @ line) * line for vector in (a, b)]
     cosine = torch.nn.functional.cosine_similarity
     assert said[0].mirror == pytest.approx(float(cosine(a, b, dim=0) + 0.3 * cosine(*across, dim=0)), abs=1e-4)
+
+
+def test_equal_scores_go_to_the_first_class(loops: Callable[[bool], None]) -> None:
+    features = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    points = torch.tensor([[9.0, 9, 9, 9], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    for take in (False, True):
+        loops(take)
+        # Points 1 and 2 are one, and so are 3 and 4.
+        assert set(nearest(features, points).tolist()) == {1, 3}
+
+
+def test_float64_decides_where_float32_cannot(loops: Callable[[bool], None]) -> None:
+    """Rows far from zero and near the border of the classes: float32 sums are off by more than what tells them apart."""
+    generator = torch.Generator().manual_seed(0)
+    features = 1e6 + torch.randn(4000, 24, generator=generator)
+    weight = torch.randn(3, 24, generator=generator, dtype=torch.float64)
+    bias = -(features.double() @ weight.T).mean(dim=0)
+    exact = (features.double() @ weight.T + bias).argmax(dim=1)
+    assert exact.bincount(minlength=3).min() > 500
+    for take in (False, True):
+        loops(take)
+        assert torch.equal(best(features, [(weight, bias)], what="")[0], exact)
+
+
+def test_float64_features_stay_out_of_the_loops(loops: Callable[[bool], None]) -> None:
+    loops(True)
+    features, labels = drawn(samples=600)
+    wide = features.double()
+    assert compiled(features) and not compiled(wide)
+    torch.testing.assert_close(group_sums(wide, labels, 5), group_sums(features, labels, 5), rtol=1e-5, atol=1e-3)
+
+
+def test_float32_sums_begin_anew_at_the_same_samples_wherever_a_share_begins() -> None:
+    """Of a share that begins between multiples of CHUNK, too: cut at one, it adds up the same bits."""
+    from stages import kernels
+
+    assert passes.UNIT % kernels.CHUNK == 0, "threads begin at multiples of CHUNK"
+    features, labels = drawn(samples=700)
+    x, numbers = features.numpy(), labels.numpy()
+    scale, offsets = np.full(37, 1.1, np.float32), np.random.RandomState(0).randn(5, 37).astype(np.float32)
+    cut = kernels.CHUNK - 100
+    for cuts in ((0, 700), (0, cut, 700)):
+        added, pulled, distance = np.zeros((5, 37)), np.zeros((2, 37)), 0.0
+        for start, stop in pairwise(cuts):
+            part = slice(start, stop)
+            kernels.sums(x[part], 100 + start, numbers[part], added)
+            distance += kernels.pull(x[part], 100 + start, numbers[part], scale, offsets, 1 / 700, pulled)
+        if stop - start == 700:
+            whole = added, pulled, distance
+    assert np.array_equal(whole[0], added) and np.array_equal(whole[1], pulled)
+    assert whole[2] == pytest.approx(distance, rel=1e-14)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
