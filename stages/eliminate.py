@@ -163,11 +163,7 @@ def run(
             learning_rate=learning_rate,
             progress=progress,
         )
-        artifacts.check_computed(
-            out,
-            vars(learned),
-            do="lower eliminate.learning_rate or eliminate.steps, or scale features down that are far above 1",
-        )
+        artifacts.check_computed(out, vars(learned), do=DIVERGED)
         metadata = Metadata(
             parameters={"steps": steps, "learning_rate": learning_rate},
             inputs={"features": data.fingerprint, "neutralize": neutral.fingerprint},

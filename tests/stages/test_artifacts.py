@@ -1,9 +1,11 @@
 """Artifacts: what is written is read back, the same bytes each time, and all files of a command appear or none."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from stages import artifacts
-from stages.artifacts import KINDS, Metadata, outputs, read
+from stages.artifacts import KINDS, Metadata, named_in, outputs, read
 from stages.errors import CannotWrite, Mismatch, WrongArtifact
 from tests.conftest import leftovers, planted, run_process
 
@@ -187,6 +189,49 @@ def test_rows_that_are_too_few_or_too_many(rows: int, tmp_path: Path) -> None:
         writer.rows(torch.zeros(rows, 3))
         writer.finish({"labels": labels})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("note", ["", "x" * 500])
+@pytest.mark.parametrize("rows", [5, 3])
+def test_features_move_where_the_header_turns_out_another(
+    note: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Toward the front where samples were skipped, toward the back where notes came; a few bytes at a time."""
+    monkeypatch.setattr("stages.artifacts.COPY_BYTES", 7)
+    tensors = {name: tensor[:rows] for name, tensor in example("features").items()}
+    columns = {name: tensor for name, tensor in tensors.items() if name != "features"}
+    with outputs() as files:
+        writer = files.features(tmp_path / "moved", 5, SIZES["d"], list(columns), METADATA)
+        writer.rows(tensors["features"])
+        writer.finish(columns, {"skipped": note})
+    direct = write("features", tmp_path / "direct", tensors, replace(METADATA, notes={**METADATA.notes, "skipped": note}))
+    assert (tmp_path / "moved").read_bytes() == direct.read_bytes()
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_rows_copied_from_a_file_that_is_cut_short(by_kernel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is copied in pieces; what is not is told, where it would otherwise be waited for for ever."""
+    monkeypatch.setattr("stages.artifacts.COPY_BYTES", 10)
+    if not by_kernel:
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    values = torch.arange(12.0).view(4, 3)
+    (tmp_path / "part").write_bytes(b"head" + values.numpy().tobytes())
+    with outputs() as files, (tmp_path / "part").open("rb") as part:
+        writer = files.features(tmp_path / "whole.safetensors", 4, 3, ["labels"], METADATA)
+        writer.copy(part, 4, 4)
+        writer.finish({"labels": torch.zeros(4, dtype=torch.int64)})
+    assert torch.equal(load_file(tmp_path / "whole.safetensors")["features"], values)
+    words = r"part: the outputs cannot be written \(is cut short\)"
+    with pytest.raises(CannotWrite, match=words), outputs() as files, (tmp_path / "part").open("rb") as part:
+        files.features(tmp_path / "more.safetensors", 5, 3, ["labels"], METADATA).copy(part, 4, 5)
+    assert not (tmp_path / "more.safetensors").exists()
+
+
+def test_the_files_that_params_name() -> None:
+    """All of them are inputs, which no output may take the place of."""
+    data = {"format": "csv", "file": "all.csv", "root": None}
+    model = {"source": "callable", "function": "mine:make", "checkpoint": "mine.pt", "weights": "w.pt", "name": "folder"}
+    assert set(named_in(data, model)) == {Path("all.csv"), Path("mine.pt"), Path("w.pt"), Path("folder")}
 
 
 # --------------------------------------------------------------------------------------------------- fingerprints

@@ -313,6 +313,7 @@ def test_worst_quarter() -> None:
     right = torch.ones(32, dtype=torch.bool)
     right[:4], right[4:6] = False, False
     assert worst_quarter(right, groups) == pytest.approx((0 + 0.5) / 2)
+    assert worst_quarter(torch.tensor([True] * 4 + [False] * 3), torch.tensor([0] * 4 + [1] * 3)) == 0.0
     # A group of two says nothing.
     assert worst_quarter(torch.tensor([True] * 4 + [False] * 2), torch.tensor([0] * 4 + [1] * 2)) == 1.0
 
@@ -348,6 +349,14 @@ def test_the_strength_is_the_best_by_the_measure(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(new.right, seen[2].argmax(dim=1) == labels)
 
 
+def test_of_equal_strengths_the_strongest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, attributes = spurious(300)
+    new = group_balanced(
+        features, labels, attributes, classes=2, scaling=moments(features), merit=lambda *given: 0.5
+    )  # fmt: skip
+    assert new.penalty == max(PENALTIES) == PENALTIES[0]
+
+
 def test_a_sample_weighs_the_mean_of_what_readings_make_it_weigh() -> None:
     """Two readings of which one names nobody: between the head of the other and that without names."""
     features, labels, attributes = spurious(800, bias=0.9, classes=3)
@@ -377,6 +386,31 @@ def test_more_samples_than_the_selection_is_made_on(monkeypatch: pytest.MonkeyPa
         assert float((reading == attributes)[minority].double().mean()) > 0.9
     oracle = group_balanced(features, labels, attributes, classes=3, scaling=moments(features))
     assert worst_group((done.weight, done.bias), 3) > worst_group((oracle.weight, oracle.bias), 3) - 0.03
+
+
+def test_a_given_strength_is_the_same_on_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C counts samples: the penalty is that of all of them, whichever number the groups are found on."""
+    features, labels, _ = spurious(3000, bias=0.95)
+    monkeypatch.setattr(auto, "LEAST_SELECTION", 1)
+    penalties = []
+    for samples in (3000, 1000):
+        monkeypatch.setattr(auto, "SELECTION_VALUES", samples * WIDTH)
+        done = repair(features, labels, None, regularization=0.5)
+        assert done.retrained is not None
+        penalties.append(done.retrained.penalty)
+    assert penalties == [pytest.approx(1 / (0.5 * 3000))] * 2
+
+
+def test_a_seed_decides_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, _ = spurious(600)
+    monkeypatch.setattr(auto, "SELECTION_VALUES", 100 * WIDTH)
+    monkeypatch.setattr(auto, "LEAST_SELECTION", 1)
+    seen = []
+    monkeypatch.setattr(auto, "retrain", lambda rows, *rest, **options: seen.append(rows) or 1 / 0)
+    for seed in (3, 3, 4):
+        with pytest.raises(ZeroDivisionError):
+            repair(features, labels, None, seed=seed)
+    assert len(seen[0]) == 100 and torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
 
 
 def test_a_draw_has_some_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,16 @@ import socket
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stages import distributed
-from stages.errors import WorkerLost
+from stages.artifacts import read
+from stages.errors import BadValues, WorkerLost
 
 # Longer than any of these takes; a run that is cut off by it hangs.
 PATIENCE_SECONDS = 60
@@ -125,6 +128,17 @@ def test_rows_of_all_are_the_rows(processes: int, samples: int) -> None:
         return torch.equal(rows, whole), torch.equal(marked, flags), torch.equal(numbers, torch.arange(samples))
 
     assert together(processes, work) == [(True, True, True)] * processes
+
+
+@pytest.mark.parametrize("bad", [(3,), (2900,), (2900, 3)])
+def test_every_process_names_the_first_bad_row(bad: tuple[int, ...], tmp_path: Path) -> None:
+    """By its number in the file, whichever process has met it."""
+    features = torch.randn(3000, 2)
+    features[list(bad)] = torch.inf
+    save_file({"features": features, "labels": torch.arange(3000) % 2}, tmp_path / "val.safetensors")
+    for said in together(2, lambda: read("features", tmp_path / "val.safetensors")):
+        assert isinstance(said, BadValues)
+        assert f"in {len(bad)} of 3000 rows, the first of them row {min(bad)}" in str(said)
 
 
 @pytest.mark.parametrize("how", ["killed", "leaves"])

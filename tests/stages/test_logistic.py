@@ -77,6 +77,13 @@ def test_moments_of_large_and_of_constant_features() -> None:
     )
 
 
+def test_a_constant_with_rounding_errors_is_not_blown_up() -> None:
+    features = 1000 + 1e-4 * torch.randn(500, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rounded = features.to(torch.float32)
+    assert rounded.unique().numel() > 1
+    assert moments(rounded).deviation.tolist() == [1.0]
+
+
 def test_a_start_at_the_solution_stays_there() -> None:
     features, labels = sample()
     options = {"classes": 3, "penalty": 0.1, "scaling": moments(features)}

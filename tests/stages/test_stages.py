@@ -13,12 +13,12 @@ from torch.nn.functional import cross_entropy
 from stages import passes
 from stages import update as update_module
 from stages.artifacts import read
-from stages.eliminate import eliminate, transform
+from stages.eliminate import _settled, eliminate, transform
 from stages.errors import BadValues
 from stages.identify import identify
 from stages.identify import run as run_identify
 from stages.metrics import members, report
-from stages.neutralize import neutralize
+from stages.neutralize import _origin, neutralize
 from stages.update import fold, select, unfold, update
 from tests.conftest import Done, assert_one_sentence, planted
 
@@ -100,6 +100,15 @@ def test_a_class_s_center(minority: list[int], center: float) -> None:
     torch.testing.assert_close(centers, torch.tensor([[center], [-1.0]]))
 
 
+@pytest.mark.parametrize(
+    ("minority", "words"),
+    [(0, "mean of the rest"), (1, "mean of the rest"), (2, "midpoint"), (3, "midpoint"), (4, "mean of the minority")],
+)
+def test_what_a_center_is_made_of_in_words(minority: int, words: str) -> None:
+    assert _origin(4, minority) == words
+    assert _origin(1, 1) == "mean of the minority"
+
+
 def test_one_minority_sample_alone_in_its_class() -> None:
     centers = neutralize(torch.tensor([[3.0], [5.0]]), torch.tensor([0, 1]), torch.tensor([True, False]))
     assert centers.tolist() == [[3.0], [5.0]]
@@ -143,6 +152,29 @@ def test_a_sample_on_its_center_pulls_nowhere() -> None:
 def test_transform_by_hand() -> None:
     mapped = transform(torch.tensor([[1.0, 2.0]]), torch.tensor([2.0, 0.5]), torch.tensor([3.0, -1.0]))
     assert mapped.tolist() == [[(1 + 3) * 2 - 3, (2 - 1) * 0.5 + 1]]
+
+
+@pytest.mark.parametrize(
+    ("now", "settled"), [(0.989, False), (0.9899, False), (0.9901, True), (0.995, True), (1.0, True), (1.2, True)]
+)
+def test_the_loss_has_settled_where_ten_steps_lower_it_by_under_a_hundredth(now: float, settled: bool) -> None:
+    losses = torch.ones(21)
+    losses[-1] = now
+    assert _settled(losses) is settled
+    # Looked at every ten steps.
+    assert not any(_settled(torch.ones(count)) for count in (1, 10, 12, 20))
+
+
+@pytest.mark.parametrize(("learning_rate", "steps"), [(1e-6, 11), (1e-3, 350)])
+def test_steps_auto_ends_where_the_loss_settles_or_after_350(learning_rate: float, steps: int) -> None:
+    calls: list[tuple[str, int, int]] = []
+    # From so far away the loss falls by the same amount each step.
+    features, labels, centers = 1e3 * random(40, 3), labels_of(40, 2), 1e3 * random(2, 3, seed=1)
+    learned = eliminate(
+        features, labels, centers, steps="auto", learning_rate=learning_rate, progress=lambda *call: calls.append(call)
+    )
+    assert len(learned.loss) == steps
+    assert [done for _, done, _ in calls][:11] == list(range(1, 12)) and calls[-1] == ("eliminate", 350, 350)
 
 
 def test_progress_counts_the_steps() -> None:
