@@ -312,7 +312,8 @@ def test_killed_by_the_system(trained: Path, tmp_path: Path) -> None:
     process.wait()
     assert not (tmp_path / "artifacts/features/val.safetensors").exists()
     done = run_process(*command, "--json", cwd=tmp_path, check=True)
-    assert done.json["resumed"]["val"] == 1024
+    # A part or, where the kill came late, all of them.
+    assert done.json["resumed"]["val"] in (1024, 1200)
     written = tmp_path / "artifacts/features/val.safetensors"
     assert written.read_bytes() == (tmp_path / "whole/val.safetensors").read_bytes()
     assert not folder.exists() and leftovers(tmp_path) == []
@@ -328,7 +329,7 @@ def test_processes_share_the_samples(trained: Path, tmp_path: Path) -> None:
     for processes in (1, 2):
         name = str(processes)
         run_process(
-            "torchrun", "--nproc-per-node", processes, "--master-port", 29571, "-m", "nsfcli", *options,
+            "torchrun", "--standalone", "--nproc-per-node", processes, "-m", "nsfcli", *options,
             "--out", name, "--head-out", f"{name}/head.safetensors", cwd=tmp_path, check=True, NSF_THREADS="1",
         )  # fmt: skip
     for file in ("val.safetensors", "test.safetensors", "head.safetensors"):
