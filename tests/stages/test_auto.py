@@ -107,16 +107,22 @@ def test_force_returns_the_new_head() -> None:
     assert torch.equal(forced.weight, forced.retrained.weight) and not torch.equal(forced.weight, base[0])
 
 
-@pytest.mark.parametrize(
-    ("off", "first", "last"), [(3.0, CANNOT_TELL, BIASED), (3.4, NOT_BIASED, BIASED), (4.0, NOT_BIASED, NOT_BIASED)]
-)
-def test_a_second_look_at_what_identify_is_not_sure_of(off: float, first: str, last: str) -> None:
-    """Hard samples, all off in one direction, hide the mirror among the nearest centroid's minority; more and more of it."""
+def hidden(off: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and labels whose hard samples, all `off` in one direction, hide the mirror of the minority."""
     features, labels, _ = spurious(3000, bias=0.97)
     hard = torch.rand(3000, generator=torch.Generator().manual_seed(3)) < 0.02
     features[hard, :2] = features[hard, :2].mean(dim=1, keepdim=True)
     features[hard, 10:12] = torch.randn(int(hard.sum()), 2, generator=torch.Generator().manual_seed(4))
     features[hard, 12:20] += off
+    return features, labels
+
+
+@pytest.mark.parametrize(
+    ("off", "first", "last"), [(3.0, CANNOT_TELL, BIASED), (3.4, NOT_BIASED, BIASED), (4.0, NOT_BIASED, NOT_BIASED)]
+)
+def test_a_second_look_at_what_identify_is_not_sure_of(off: float, first: str, last: str) -> None:
+    """More and more of the mirror is hidden."""
+    features, labels = hidden(off)
     assert assess(features, labels, identify(features, labels)).bias == first
     base = biased_head()
     done = repair(features, labels, base)
@@ -235,6 +241,22 @@ def test_a_pair_of_classes_counts_with_two_samples_each_way(back: int, told: boo
     said = assess(features, labels, identify(features, labels))
     assert [row["minority"] for row in said.classes] == [20, back]
     assert said.mirror == (pytest.approx(-1.3) if told else None)
+
+
+def test_a_pair_s_mirror_is_both_classes() -> None:
+    """And no other's: of four classes, two and two have samples drawn to one another, one pair plainly."""
+    labels = torch.arange(400) // 100
+    centers = torch.tensor([[-4.0, -1.0, 0, 0], [4.0, 1.0, 0, 0], [0, 0, 99, -10.0], [0, 0, 99, 10.0]])
+    features = centers[labels]
+    features[:20, 0], features[100:120, 0] = 4.0, -4.0
+    # Hard ones: past the border, all in the same way off it.
+    features[200:220], features[300:320] = torch.tensor([0, 30.0, 99, 2.0]), torch.tensor([0, 30.0, 99, -2.0])
+    said = assess(features, labels, identify(features, labels))
+    assert [row["minority"] for row in said.classes] == [20] * 4
+    mirrors = [row["mirror"] for row in said.classes]
+    assert mirrors[0] == mirrors[1] == pytest.approx(-1.3) and mirrors[2] == mirrors[3] > 0.5
+    assert [row["verdict"] for row in said.classes] == [BIASED, BIASED, NOT_BIASED, NOT_BIASED]
+    assert said.mirror is not None and mirrors[2] > said.mirror > mirrors[0]
 
 
 @pytest.mark.parametrize(
@@ -497,6 +519,22 @@ def test_the_chain(nsf: Callable[..., Done]) -> None:
     assert scored["nsf"]["worst_group_accuracy"] > scored["base"]["worst_group_accuracy"] + 0.3
     again = Path("artifacts/update.safetensors").read_bytes()
     assert nsf("update").code == 0 and Path("artifacts/update.safetensors").read_bytes() == again
+
+
+@pytest.mark.usefixtures("files")
+def test_a_second_look_is_told(nsf: Callable[..., Done]) -> None:
+    """Of what `identify` said, and of what says otherwise now."""
+    features, labels = hidden(3.0)
+    save_file({"features": features, "labels": labels}, "artifacts/features/val.safetensors")
+    assert nsf("identify", "--json").json["verdict"] == CANNOT_TELL
+    assert nsf("neutralize").code == nsf("eliminate").code == 0
+    done = nsf("update", "--json")
+    assert (done.json["verdict_of_identify"], done.json["verdict"]) == (CANNOT_TELL, BIASED)
+    mirror, better = (f"{done.json[key]:+.2f}" for key in ("mirror", "better"))
+    assert done.stderr == (
+        f"`nsf identify` said 'cannot tell'; the completed minority (mirror {mirror}) and cross-validation (balanced "
+        f"accuracy {better}) say 'biased'.\n"
+    )
 
 
 @pytest.mark.usefixtures("files")

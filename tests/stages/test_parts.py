@@ -188,14 +188,16 @@ def test_a_sample_without_a_file_is_known_by_its_content() -> None:
     assert any(parts._origin(split, position) != parts._origin(other, position) for position in range(20))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "not ours", "empty"])
+@pytest.mark.parametrize("damage", ["cut short", "too long", "not ours", "empty"])
 def test_a_damaged_part_is_made_again(
     damage: str, interrupted: Callable[..., Path], images: Path, trained: Path, forwards: list[int]
 ) -> None:
     out = interrupted()
     part = out / "features/.val.parts/00001.safetensors"
     content = part.read_bytes()
-    part.write_bytes({"cut short": content[:-8], "not ours": b"x" * 100, "empty": b""}[damage])
+    part.write_bytes(
+        {"cut short": content[:-8], "too long": content + b"more", "not ours": b"x" * 100, "empty": b""}[damage]
+    )
     forwards.clear()
     assert run(out, images, trained)["resumed"] == {"val": 4} and sum(forwards) == 14
 

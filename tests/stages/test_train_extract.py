@@ -90,6 +90,19 @@ def test_features_through_the_head_are_the_models_logits(data: dict[str, Any], t
     assert torch.equal(head["weight"], network.fc.weight)
 
 
+def test_the_training_splits_groups_go_to_test_features_alone(
+    data: dict[str, Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that a stage is fitted on holds what group labels say."""
+    monkeypatch.setattr("stages.extract._train_groups", lambda *given: {"cold/day": 3})
+    extract_to(tmp_path, data, trained)
+    noted = {
+        split: artifacts.read("features", tmp_path / f"features/{split}.safetensors").metadata.notes.get("train_groups")
+        for split in ("val", "test")
+    }
+    assert noted == {"val": None, "test": '{"cold/day": 3}'}
+
+
 def test_features_are_written_once(
     data: dict[str, Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
