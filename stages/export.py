@@ -1,5 +1,6 @@
 """export: the repaired model in the format that came in, only its last layer's weight and bias changed."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 HEAD_FILE = "head.safetensors"
 CARD_FILE = "MODEL_CARD.md"
 ONNX_FILE = "model.onnx"
+# The image that a network is traced with for ONNX, before its transform.
+TRACED_SIDE = 64
 
 
 def run(
@@ -173,11 +176,23 @@ def _onnx(classifier: Classifier, changes: "Mapping[str, Tensor]") -> bytes:
             batch = dict(zip(names, tensors, strict=True)) if isinstance(inputs, Mapping) else tensors[0]
             return models.logits(models.call(self.network, batch))
 
+    tensors = tuple(inputs.values()) if isinstance(inputs, Mapping) else (inputs,)
+    try:
+        with torch.no_grad():
+            Logits().eval()(*tensors)
+    except RuntimeError as error:
+        raise BadModel(
+            f"the network does not take what it is traced with for ONNX, its transform of a {TRACED_SIDE} x {TRACED_SIDE} "
+            f"image or of a short text ({str(error).splitlines()[0]})",
+            where=classifier.name,
+            do="have the transform bring samples of any size to one that the network takes",
+        ) from error
     axes: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
     if isinstance(inputs, Mapping):
         axes[1] = torch.export.Dim.DYNAMIC
-    tensors = tuple(inputs.values()) if isinstance(inputs, Mapping) else (inputs,)
     try:
+        # Failures are told below, in one sentence and not in a log of tracebacks.
+        logging.disable(logging.CRITICAL)
         program: Any = torch.onnx.export(
             Logits().eval(), tensors, input_names=names, output_names=["logits"],
             dynamic_shapes=(tuple(axes for _ in names),), dynamo=True, verbose=False,
@@ -185,6 +200,8 @@ def _onnx(classifier: Classifier, changes: "Mapping[str, Tensor]") -> bytes:
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise BadModel(f"torch cannot write it as ONNX ({type(error).__name__}: {text})", where=classifier.name) from error
+    finally:
+        logging.disable(logging.NOTSET)
     content: bytes = program.model_proto.SerializeToString()
     return content
 
@@ -193,7 +210,7 @@ def _example(classifier: Classifier) -> Any:
     """A batch of two made-up samples, to trace the network with."""
     from PIL import Image
 
-    image = Image.new("RGB", (64, 64))
+    image = Image.new("RGB", (TRACED_SIDE, TRACED_SIDE))
     texts = ["a text", "another text, a little longer"]
     samples = texts if classifier.kind == "text" else [image, image]
     try:

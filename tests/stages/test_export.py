@@ -298,6 +298,16 @@ def test_onnx(photos: Path, pretrained: Pretrained, reviews: Path, nsf: Nsf, tmp
     np.testing.assert_allclose(logits, repaired_logits().numpy(), rtol=1e-2, atol=1e-3)
 
 
+def test_a_function_for_images_of_one_size_as_onnx(photos: Path, nsf: Nsf) -> None:
+    """One sentence, and no log of what torch thinks of it."""
+    pytest.importorskip("onnxscript")
+    Path("one_size_here.py").write_text(OWN)
+    write_params(data={"format": "folder", "root": "photos"}, model={"source": "callable", "function": "one_size_here:made"})
+    repair(nsf)
+    done = nsf("export", "--onnx")
+    assert_one_sentence(done, "one_size_here:made: the network does not take", "64 x 64 image", "have the transform bring")
+
+
 def test_predict_images(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
     torch.save(resnet().state_dict(), tmp_path / "best.pth")
     section = {"source": "torchvision", "architecture": "resnet18", "weights": "best.pth", "image_size": [16, 16]}
