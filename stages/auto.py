@@ -51,6 +51,13 @@ TELLING_MIRROR = -0.6
 DOUBTED = -0.1
 # A head that is so much better at the classes needs no other evidence: the base head errs on what is plentiful here.
 PLAINLY_BETTER = 0.1
+# Where the base head makes between so many times the errors that its probabilities expect, it is calibrated: no attribute
+# that it leans on has come apart from the classes. If plain retraining then gains so many nats a sample, the split couples
+# something that the model does not use.
+CALIBRATED = (0.7, 1.4)
+LEAST_UNUSED = 0.045
+# What the base head's logits are tried times, so that their scale alone gains nothing.
+SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3)
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
 SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
@@ -157,7 +164,7 @@ def repair(
             drawn.features, drawn.labels, drawn.nearest,
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
-        evidence = weigh(drawn, new, base, classes=classes)
+        evidence = weigh(drawn, new, base, classes=classes, seed=seed)
     if (verdict.bias == CANNOT_TELL or doubted) and evidence.tells(verdict):
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
     doubt = None
@@ -168,8 +175,10 @@ def repair(
     new = _for_all(features, labels, found.nearest, drawn, new)
     if doubt is None and not evidence.carries(verdict):
         doubt = "cross-validation does not carry the repair"
-        if kept is not None:
-            return Repaired(*kept, verdict, new, doubt, evidence)
+    elif doubt is None and evidence.split_alone():
+        doubt = "the validation split looks more biased than the model"
+    if doubt is not None and kept is not None:
+        return Repaired(*kept, verdict, new, doubt, evidence)
     if drawn.samples > len(drawn.labels):
         new = _fitted_to_all(features, labels, new, classes=classes)
     return Repaired(new.weight, new.bias, verdict, new, None, evidence, doubt)
@@ -268,6 +277,8 @@ class Evidence:
         shared: see `attributes.Named`.
         better: class-balanced accuracy, out of fold, less the base head's; None without a base head, and where a class has
             too few samples for one.
+        errors: those of the base head over those that its probabilities expect; None without a base head.
+        unused: nats a sample that plain, class-balanced retraining gains over the base head, out of fold; None without one.
         classes: C. Of more than two, hard samples pass for a bias more easily: the bounds are others.
     """
 
@@ -276,6 +287,8 @@ class Evidence:
     gained: float | None
     shared: float | None
     better: float | None
+    errors: float | None = None
+    unused: float | None = None
     classes: int = 2
 
     def plainly_shared(self) -> bool:
@@ -291,6 +304,16 @@ class Evidence:
     def plainly_better(self) -> bool:
         """Whether the new head is so much better at the classes that the base head must rely on something else."""
         return self.better is not None and self.better >= PLAINLY_BETTER
+
+    def split_alone(self) -> bool:
+        """Whether the validation split couples attribute and class, and the model does not use it.
+
+        A head that leans on an attribute is too sure of itself where the split couples it less than the training data did,
+        and has nothing to gain where it couples it as much.
+        """
+        if self.errors is None or self.unused is None:
+            return False
+        return CALIBRATED[0] <= self.errors <= CALIBRATED[1] and self.unused >= LEAST_UNUSED
 
     def tells(self, verdict: Verdict) -> bool:
         """Whether there is a bias, though this verdict could not tell or, in doubt, said that there was none.
@@ -318,7 +341,7 @@ class Evidence:
         return recovers and (self.gained is None or self.gained >= least)
 
 
-def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, classes: int) -> Evidence:
+def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, classes: int, seed: int = 0) -> Evidence:
     """The evidence for a repair, from the samples that it was made on."""
     import torch
 
@@ -326,7 +349,7 @@ def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, 
     minority = attributes != labels
     centroids = group_means(drawn.features, labels, classes)
     completed = assess(drawn.features, labels, Identified(centroids, attributes, minority))
-    recovered = gained = better = None
+    recovered = gained = better = errors = unused = None
     if bool(minority.any()) and not bool(minority.all()):
         recovered = float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
     if base is not None:
@@ -336,7 +359,36 @@ def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, 
         if int(torch.bincount(labels, minlength=classes).min()) >= LEAST_OF_CLASS:
             weights = balanced(labels, classes).double()
             better = float(weights[new.right].sum() - weights[before].sum())
-    return Evidence(completed.mirror, recovered, gained, new.shared, better, classes)
+        errors, unused = calibration(drawn.features, labels, base, classes=classes, scaling=new.scaling, seed=seed)
+    return Evidence(completed.mirror, recovered, gained, new.shared, better, errors, unused, classes)
+
+
+def calibration(
+    features: "Tensor", labels: "Tensor", base: "tuple[Tensor, Tensor]", *, classes: int, scaling: Moments, seed: int
+) -> tuple[float, float]:
+    """Errors of the base head over those that its probabilities expect, and what plain retraining gains over it.
+
+    The gain is of the class-balanced log-likelihood, in nats a sample: that of the best strength, out of fold, less that of
+    the base head with its logits times the best of SCALES.
+
+    Args:
+        features: (n, d) float32.
+        labels: (n,) int64 in [0, classes).
+        base: the base head (C, d), (C,).
+        scaling: of the features.
+        seed: of the folds.
+    """
+    import torch
+
+    logits = torch.cat([rows @ base[0].T + base[1] for (rows,) in blocks(features)]).double()
+    sure, guesses = torch.softmax(logits, dim=1).max(dim=1)
+    wrong = int((guesses != labels).sum())
+    weights = balanced(labels, classes)
+    before = max(likelihood(scale * logits, labels, labels, weights) for scale in SCALES)
+    fold = folds(len(labels), seed).to(features.device)
+    after, _ = held_out(features, labels, weights, fold, classes=classes, penalties=PENALTIES, scaling=scaling)
+    gain = max(likelihood(plain, labels, labels, weights) for plain in after) - before
+    return round(wrong / max(float((1 - sure).sum()), 1e-9), 6), round(gain, 6)
 
 
 def retrain(

@@ -149,7 +149,10 @@ def unfold(weight: "Tensor", bias: "Tensor", scale: "Tensor", shift: "Tensor") -
 
 def _evidence(repaired: Repaired) -> dict[str, float | None]:
     """What speaks for the repair, rounded for the summary."""
-    found = {name: getattr(repaired.evidence, name, None) for name in ("recovered", "gained", "shared", "better")}
+    found = {
+        name: getattr(repaired.evidence, name, None)
+        for name in ("recovered", "gained", "shared", "better", "errors", "unused")
+    }
     return {name: None if value is None else round(value, 6) for name, value in found.items()}
 
 

@@ -16,6 +16,7 @@ from stages.auto import (
     PENALTIES,
     Draw,
     Evidence,
+    calibration,
     group_balanced,
     likelihood,
     repair,
@@ -25,7 +26,7 @@ from stages.auto import (
     worst_quarter,
 )
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict, _said, assess, identify
-from stages.logistic import moments
+from stages.logistic import fit, moments
 from stages.passes import predict
 from tests.conftest import Done
 
@@ -198,6 +199,76 @@ def test_more_than_two_classes_must_share_more_to_tell() -> None:
     evidence, unsure = Evidence(-0.4, 0.5, 0.2, 4.5, 0.0), Verdict(CANNOT_TELL, -0.25, [])
     assert evidence.tells(unsure) and not replace(evidence, classes=3).tells(unsure)
     assert replace(evidence, classes=3, shared=5.5).tells(unsure)
+
+
+@pytest.mark.parametrize(
+    ("errors", "unused", "alone"),
+    [
+        (1.0, 0.045, True),
+        (0.7, 0.1, True),
+        (1.4, 0.1, True),
+        (1.41, 0.5, False),  # too sure of itself: what it leans on has come apart from the classes
+        (0.69, 0.5, False),  # its probabilities are no probabilities
+        (1.0, 0.044, False),  # nothing in the split that it does not use
+        (None, None, False),
+    ],
+)
+def test_whether_it_is_the_split_that_is_biased(errors: float | None, unused: float | None, alone: bool) -> None:
+    assert Evidence(-0.7, 0.6, 0.2, -1.0, 0.0, errors, unused).split_alone() is alone
+
+
+def soft(samples: int, *, bias: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `spurious`, but it is the class that is told loudly, by features that are wrong of one sample in eight."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(samples) % 2
+    seen = torch.where(torch.rand(samples, generator=generator) < 1 / 8, 1 - labels, labels)
+    attributes = torch.where(torch.rand(samples, generator=generator) < bias, labels, 1 - labels)
+    features = torch.randn(samples, WIDTH, generator=generator)
+    features[torch.arange(samples), seen] += 5.0
+    features[torch.arange(samples), 10 + attributes] += 3.0
+    return features, labels, attributes
+
+
+@pytest.mark.parametrize("bias", [0.85, 0.95])
+def test_an_unbiased_model_is_kept_where_the_split_alone_is_biased(bias: float) -> None:
+    """Everything else speaks for a repair that would lean on the attribute: it is right where the model errs."""
+    features, labels, attributes = soft(6000, bias=0.5, seed=1)
+    scaling = moments(features)
+    even = torch.full((1, 6000), 1 / 6000)
+    weight, offset = fit(features, labels, even, classes=2, penalty=1e-4, scaling=scaling).on_features(scaling)
+    base = weight[0], offset[0]
+    features, labels, _ = soft(2000, bias=bias, seed=2)
+    kept, forced = (repair(features, labels, base, force=force) for force in (False, True))
+    assert kept.kept == forced.doubt == "the validation split looks more biased than the model"
+    assert kept.evidence is not None and kept.evidence.carries(kept.verdict) and kept.verdict.bias == BIASED
+    assert 0.8 < kept.evidence.errors < 1.2 and torch.equal(kept.weight, base[0])  # type: ignore[operator]
+    features, labels, attributes = soft(4000, bias=0.5, seed=3)
+    worst = [
+        min(float((predict(features, *head) == labels)[groups].double().mean()) for groups in
+            ((labels == label) & (attributes == attribute) for label in (0, 1) for attribute in (0, 1)))
+        for head in (base, (forced.weight, forced.bias))
+    ]  # fmt: skip
+    assert worst[0] > 0.8 and worst[1] < 0.2
+
+
+def test_calibration_by_hand() -> None:
+    """Labels drawn by the head's own probabilities: as many errors as it expects, and nothing to gain over it."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4000, 6, generator=generator)
+    weight, offset = torch.tensor([[0.0] * 6, [2.0, -1.0, 0.0, 0.0, 0.0, 0.0]]), torch.tensor([0.0, 0.3])
+    chances = torch.softmax(features @ weight.T + offset, dim=1)[:, 1]
+    labels = (torch.rand(4000, generator=generator) < chances).long()
+    told = {"classes": 2, "scaling": moments(features), "seed": 0}
+    errors, unused = calibration(features, labels, (weight, offset), **told)
+    assert errors == pytest.approx(1, abs=0.1) and abs(unused) < 0.01
+    # Three times as sure: more errors than expected, and its scale alone is nothing to gain by.
+    surer, same = calibration(features, labels, (3 * weight, 3 * offset), **told)
+    assert surer > 2 and same == pytest.approx(unused, abs=0.005)
+    # Another feature that tells the class, which the head does not use.
+    features[:, 5] += 3.0 * labels
+    told["scaling"] = moments(features)
+    still, much = calibration(features, labels, (weight, offset), **told)
+    assert still == errors and much > 0.2
 
 
 def test_without_a_head_there_is_nothing_to_keep() -> None:
