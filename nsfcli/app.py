@@ -92,7 +92,15 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[ARGUMENTS] = list(args)
-        return super().parse_args(ctx, hoist(args))
+        try:
+            return super().parse_args(ctx, hoist(args))
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # The page of help or the version, which are printed here.
+            forget_stdout()
+            Console().error(str(CannotWrite(f"cannot be written ({error.strerror})", where="stdout")))
+            raise typer.Exit(EXIT_USER_ERROR) from error
 
     def invoke(self, ctx: Any) -> Any:
         settings: Settings | None = None
@@ -254,8 +262,3 @@ def main() -> None:
         if isinstance(end.__context__, BrokenPipeError):
             sys.exit(EXIT_PIPE_CLOSED)
         raise
-    except OSError as error:
-        # One of typer's pages or the version: a command's own failures are told where it is invoked.
-        forget_stdout()
-        Console().error(str(CannotWrite(f"cannot be written ({error.strerror})", where="stdout")))
-        sys.exit(EXIT_USER_ERROR)

@@ -251,6 +251,19 @@ def test_a_full_stdout_is_told_and_loses_nothing(options: str, tmp_path: Path) -
     assert (page.returncode, page.stderr) == (1, f"nsf: stdout: cannot be written ({why}).\n")
 
 
+def test_debug_shows_where_a_system_s_error_came_from(tmp_path: Path) -> None:
+    """It is no error of stdout."""
+    code = """
+import os, nsfcli.app, nsfcli.params
+nsfcli.params.launch = lambda *given: os.stat("nowhere")
+nsfcli.app.main()
+"""
+    command = [sys.executable, "-c", code, "--debug", "identify"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "FileNotFoundError" in done.stderr
+    assert "stdout" not in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.usefixtures("features")
 def test_a_closed_stdout_is_no_failure(tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", f"{sys.executable} -m nsfcli identify 1>&- 2>&-"], cwd=tmp_path)

@@ -300,7 +300,8 @@ def test_a_full_disk_makes_no_segment_look_whole(
 @pytest.mark.slow
 def test_killed_by_the_system(trained: Path, tmp_path: Path) -> None:
     """kill -9 in the middle of a real process; the same command then ends with the bytes of an undisturbed one."""
-    photos(tmp_path / "photos", {"train": 1, "val": 600}, size=24)
+    # So many beyond the first part that the kill comes long before the second is done.
+    photos(tmp_path / "photos", {"train": 1, "val": 1000}, size=24)
     command = ["nsf", "extract", "--data-format", "folder", "--data-root", "photos", "--splits", "[val]", "--model", trained,
                "--workers", 0, "--batch-size", 16, "--device", "cpu"]  # fmt: skip
     run_process(*command, "--out", "whole", "--head-out", "whole/head.safetensors", cwd=tmp_path, check=True)
@@ -314,8 +315,7 @@ def test_killed_by_the_system(trained: Path, tmp_path: Path) -> None:
     process.wait()
     assert not (tmp_path / "artifacts/features/val.safetensors").exists()
     done = run_process(*command, "--json", cwd=tmp_path, check=True)
-    # A part or, where the kill came late, all of them.
-    assert done.json["resumed"]["val"] in (1024, 1200)
+    assert done.json["resumed"]["val"] == 1024
     written = tmp_path / "artifacts/features/val.safetensors"
     assert written.read_bytes() == (tmp_path / "whole/val.safetensors").read_bytes()
     assert not folder.exists() and leftovers(tmp_path) == []
