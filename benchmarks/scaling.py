@@ -99,14 +99,11 @@ def measure(
 
 def _all_reduce_seconds(count: int, size: int, repeats: int) -> float:
     """Seconds of an all-reduce of so many bytes among processes that do nothing else: the median of several runs."""
-    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "benchmarks.scaling"]
+    launch = _torchrun(count, ["-m", "benchmarks.scaling", "--all-reduce", str(size)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     took = []
     for _ in range(repeats):
-        done = subprocess.run(
-            [sys.executable, *words, "--all-reduce", str(size)],
-            cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True,
-        )  # fmt: skip
+        done = subprocess.run(launch, cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True)
         took.append(float(done.stdout))
     return median(took)
 
@@ -162,8 +159,12 @@ def _launch(stage: str, made: FeatureFiles, count: int) -> list[str]:
     folder = made.features.parent
     name = "update published" if stage == "update" else stage
     arguments = {**calls(made, folder)[name][1], "out": folder / "scaled.safetensors"}
-    python, *words = command(stage, arguments)
-    return [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *words]
+    return _torchrun(count, command(stage, arguments)[1:])
+
+
+def _torchrun(count: int, words: Sequence[str]) -> list[str]:
+    """A command line of Python, without the interpreter, in so many processes."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *words]
 
 
 def _with_steps(launch: Sequence[str], steps: int) -> list[str]:

@@ -88,7 +88,7 @@ def run(
         if onnx:
             files.file(out / ONNX_FILE).write(_onnx(classifier, changes))
             written.append(ONNX_FILE)
-        files.text(out / CARD_FILE, _card(opened, base, new, form, written, changed, result))
+        files.text(out / CARD_FILE, _card(opened, base, new, form, written, changed, kept_because, result))
     written.append(CARD_FILE)
     others = sorted(path.name for path in out.iterdir() if path.name not in written)
     return {
@@ -228,6 +228,7 @@ def _card(
     form: str,
     written: list[str],
     changed: list[str],
+    kept_because: str | None,
     result: Mapping[str, Any] | None,
 ) -> str:
     """The model card, in markdown, from stages/templates/model_card.md."""
@@ -246,7 +247,7 @@ def _card(
         source=opened.classifier.spec["source"],
         classes=new.class_names(len(new["folded_weight"])),
         parameters=new.metadata.parameters,
-        kept_because=new.metadata.notes.get("kept_because"),
+        kept_because=kept_because,
         samples=len(new["rescued"]),
         rescued=int(new["rescued"].sum()),
         conforming=int(new["conforming"].sum()),

@@ -43,7 +43,8 @@ def read(path: Path) -> "dict[str, Tensor]":
     state = _state(content)
     if state is None:
         raise BadModel("holds no state dict", where=path, do="save model.state_dict()")
-    copies = [key for key, held in content.items() if _layer_names(held) == _layer_names(state)]
+    ours = _layer_names(state)
+    copies = [key for key, held in content.items() if _layer_names(held) == ours]
     if len(copies) > 1:
         raise BadModel(
             f"holds the network {len(copies)} times, as {' and '.join(repr(key) for key in copies)}",
