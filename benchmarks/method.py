@@ -29,7 +29,7 @@ import torch
 from benchmarks.pools import POOLS, REPOSITORY, Pool
 from benchmarks.sets import Drawn, FeatureSet, draw
 from stages import baselines
-from stages.auto import Evidence, group_balanced, repair, retrain
+from stages.auto import Evidence, group_balanced, likelihood, repair, retrain
 from stages.identify import identify
 from stages.logistic import RARITY, fit, folds, held_out, moments
 from stages.passes import predict
@@ -50,9 +50,12 @@ GAP = 0.1
 
 
 def sets() -> list[tuple[str, FeatureSet]]:
-    """(part, set): the main table, and the sweeps of label noise, size, class imbalance and bias."""
+    """(part, set): the main table, sweeps of label noise, size, class imbalance and bias, and the pools with a shape."""
     chosen: list[tuple[str, FeatureSet]] = []
     for pool in POOLS:
+        if pool.shape is not None:
+            chosen += [("shapes", FeatureSet(pool, pool.bias, 0, seed)) for seed in SEEDS]
+            continue
         size, even = _size(pool), 1 / len(pool.classes)
         biases = (even, 0.9, 0.95, 0.98) if pool.biased else (even,)
         chosen += [("main", FeatureSet(pool, bias, size, seed)) for bias in biases for seed in SEEDS]
@@ -93,10 +96,13 @@ def measure(part: str, chosen: FeatureSet) -> dict[str, Any] | None:
     for name, rarity in (("oracle", 0.0), ("oracle_rare", RARITY)):
         known = group_balanced(x, y, drawn.attributes, classes=classes, scaling=scaling, rarity=rarity, seed=chosen.seed)
         line[name] = drawn.worst_group(known.weight, known.bias)
-    if part == "main":
+    if part in ("main", "shapes"):
         for eliminate, update in PUBLISHED:
             head = baselines.published(x, y, base, eliminate_steps=eliminate, update_steps=update, seed=chosen.seed)
             line[f"published {eliminate}/{update}"] = drawn.worst_group(*head)
+    if part == "shapes":
+        even = group_balanced(x, y, y, classes=classes, scaling=scaling, merit=likelihood, seed=chosen.seed)
+        line["class_balanced"] = drawn.worst_group(even.weight, even.bias)
     return _rounded(line)
 
 
@@ -125,14 +131,16 @@ def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
     started = time.monotonic()
     repaired = repair(x, y, base, seed=seed)
     seconds = time.monotonic() - started
-    new = repaired.retrained or retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, seed=seed)
+    new = repaired.retrained
+    if new is None or repaired.neglected is not None:
+        new = retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, seed=seed)
     minority, said = drawn.attributes % classes != y, new.attributes != y
     hits = int((minority & said & (new.attributes == drawn.attributes % classes)).sum())
     # Without a word where the verdict alone has decided.
     evidence = repaired.evidence or Evidence(None, None, None, None, None, classes=classes)
     return {
         "verdict": repaired.verdict.bias, "verdict_mirror": repaired.verdict.mirror, **vars(evidence),
-        "kept": repaired.kept, "seconds": round(seconds, 2),
+        "kept": repaired.kept, "for_classes": repaired.neglected is not None, "seconds": round(seconds, 2),
         "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),
         "forced": drawn.worst_group(new.weight, new.bias),
         "recall": hits / max(1, int(minority.sum())), "precision": hits / max(1, int(said.sum())),
@@ -309,12 +317,12 @@ def summary(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _main(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of part main, "published" being the best of its settings, by hindsight."""
+def _main(lines: Sequence[dict[str, Any]], part: str = "main") -> list[dict[str, Any]]:
+    """The lines of one part, "published" being the best of its settings, by hindsight."""
     return [
         line | {"published": max(line[f"published {eliminate}/{update}"] for eliminate, update in PUBLISHED)}
         for line in lines
-        if line["part"] == "main"
+        if line["part"] == part
     ]
 
 
@@ -363,7 +371,22 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
             chosen = [line for line in found if line["pool"] == name and line[key] == value]
             row = _row("", chosen, ("erm", "last_layer", "auto", "oracle")).split("|", 2)[2]
             text.append(f"| {part} | {name} | {value} |{row}")
+    shaped = _main(lines, "shapes")
+    if shaped:
+        columns = ("erm", "published", "last_layer", "class_balanced", "auto", "oracle", "oracle_rare")
+        text += ["", "### Group sizes of other benchmarks", ""]
+        text += _head(
+            "pool | sets | ERM | published, best of 3 by hindsight | last layer | class-balanced | auto | oracle | "
+            "own oracle | base kept | for classes"
+        )
+        for name in dict.fromkeys(line["pool"] for line in shaped):
+            text.append(_shape_row(name, [line for line in shaped if line["pool"] == name], columns))
+        text.append(_shape_row("**all**", shaped, columns))
     return "\n".join(text) + "\n"
+
+
+def _shape_row(title: str, lines: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    return f"{_row(title, lines, columns)} {sum(line['for_classes'] for line in lines)} |"
 
 
 def _head(columns: str) -> list[str]:

@@ -15,7 +15,7 @@ from stages.passes import predict
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """One draw: a pool's model with a validation split of this bias, size and seed.
+    """One draw: a pool's model with a validation split of this bias, size and seed; of a pool with a shape, all of it.
 
     Attributes:
         pool: see `benchmarks.pools.POOLS`.
@@ -82,6 +82,9 @@ def draw(chosen: FeatureSet) -> Drawn:
     val, test, head = _loaded(chosen.pool)
     random = np.random.RandomState([chosen.seed, 5])
     labels, attributes = val["labels"].numpy(), val["attributes"].numpy()
+    if chosen.pool.shape is not None:
+        # As it is, in an order of the seed's.
+        return _of(random.permutation(len(labels)), labels, val, test, head)
     classes, values = len(head["weight"]), int(attributes.max()) + 1
     shares = np.ones(classes)
     shares[0] = chosen.imbalance
@@ -94,11 +97,22 @@ def draw(chosen: FeatureSet) -> Drawn:
                 raise ValueError(f"{chosen.name}: {count} samples of a group of {len(members)}")
             rows.append(random.permutation(members)[:count])
     order = random.permutation(np.concatenate(rows))
-    given = labels[order].copy()
-    flipped = random.rand(len(given)) < chosen.noise
-    given[flipped] = (given[flipped] + random.randint(1, classes, flipped.sum())) % classes
+    flipped = random.rand(len(order)) < chosen.noise
+    given = labels.copy()
+    given[order[flipped]] = (given[order[flipped]] + random.randint(1, classes, flipped.sum())) % classes
+    return _of(order, given, val, test, head)
+
+
+def _of(
+    order: np.ndarray,
+    labels: np.ndarray,
+    val: dict[str, torch.Tensor],
+    test: dict[str, torch.Tensor],
+    head: dict[str, torch.Tensor],
+) -> Drawn:
+    given, attributes = torch.from_numpy(labels[order]), val["attributes"][order]
     return Drawn(
-        val["features"][order], torch.from_numpy(given), head["weight"], head["bias"], torch.from_numpy(attributes[order]),
+        val["features"][order], given, head["weight"], head["bias"], attributes,
         test["features"], test["labels"], test["attributes"],
     )  # fmt: skip
 

@@ -42,8 +42,9 @@ def update(
 ) -> None:
     """Make the new linear head, or keep the base head where there is no bias to remove.
 
-    Solver auto retrains with rare class x pseudo-attribute cells weighing the more (docs/method.md); solver published trains
-    on T(x) as the paper does, half rescued and half conforming samples a step.
+    Solver auto retrains with rare class x pseudo-attribute cells weighing the more or, where none are found and the base
+    head neglects a class, with every class weighing the same (docs/method.md); solver published trains on T(x) as the paper
+    does, half rescued and half conforming samples a step.
 
     Reads artifacts/features/val.safetensors, the three artifacts before this one and the base head; writes
     artifacts/update.safetensors: `rescued`, `conforming` (n,), `weight`, `bias` on T(x), `folded_weight`, `folded_bias`
@@ -75,8 +76,13 @@ def update(
         remedy = "; --force returns the new head all the same" if summary["solver"] == "auto" else ""
         settings.console.message(f"No repair, the base head is kept: {summary['kept_because']}{remedy}.")
     if summary["solver"] == "auto":
-        first = summary["verdict_of_identify"]
-        if first is not None and summary["verdict"] != first:
+        first, neglected = summary["verdict_of_identify"], summary["neglected_class"]
+        if neglected is not None:
+            settings.console.message(
+                f"No minority carries a repair, but the base head neglects class {neglected}: where every class weighs the "
+                f"same, accuracy on the worst class is {summary['neglected']:.2f} higher, out of fold. So does the new head."
+            )
+        elif first is not None and summary["verdict"] != first:
             settings.console.message(
                 f"`nsf identify` said '{first}'; the completed minority (mirror {_signed(summary['mirror'])}) and "
                 f"cross-validation (balanced accuracy {_signed(summary['better'])}) say '{summary['verdict']}'."
@@ -86,6 +92,8 @@ def update(
                 f"Doubtful: {summary['doubt']}. No base head is given (--head) to keep; the new head is returned."
             )
         new = f"new head from {summary['pseudo_minority']} samples found to be minority"
+        if neglected is not None:
+            new = "new head, every class weighing the same"
         line = f"verdict {summary['verdict']}, {'base head kept' if summary['base_head_kept'] else new} -> {out}"
     else:
         line = f"{summary['rescued']} of {summary['minority']} minority samples rescued, {summary['conforming']} conforming"

@@ -25,8 +25,9 @@ ROUNDS = 8
 SETTLED = 0.002
 # What keeps the equations for c and s solvable, in samples: c + v and s - v say the same, and a name may have no samples.
 RIDGE = 1e-6
-# The share of samples drawn to another class from which on a classifier of the names takes the model's place: the means of
-# classes then lie between the attributes and tell them apart badly, and it has enough to learn from.
+# The share of a class, on average over classes, that is drawn to another one from which on a classifier of the names takes
+# the model's place: the means of classes then lie between the attributes and tell them apart badly, and it has enough to
+# learn from.
 PLENTY = 0.1
 # Of that classifier: its penalty, its rounds at most, and how much the class's own shares of the names count in the last
 # round. None finds more of the minority, all of it is more precise; half the log-odds.
@@ -125,7 +126,8 @@ def pseudo_attributes(
     import torch
 
     mixture = _Mixture.of(features, labels, classes, scaling, seed)
-    plenty = float((nearest != labels).double().mean()) >= PLENTY
+    drawn_away = torch.bincount(labels[nearest != labels], minlength=classes).double()
+    plenty = float((drawn_away / torch.bincount(labels, minlength=classes)).mean()) >= PLENTY
     classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
     if plenty:
         found = [classified]

@@ -63,8 +63,11 @@ SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
 # A draw has as many samples of each class as an even one divided by this, or all that there are.
 RARE = 4
-# Samples that a class must have for its accuracy to count in `better`.
+# Samples that a class must have for its accuracy to count in `better` and `neglected`.
 LEAST_OF_CLASS = 20
+# A base head neglects a class where its accuracies on two classes are so far apart, and a head for which every class weighs
+# the same is as much better at its worst class.
+NEGLECTED = 0.1
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Retrained:
         penalty: the L2 penalty that was chosen, on standardised features.
         right: (n,) bool, whether the head fitted to the other folds gives the sample's class.
         scaling: the moments that features were standardised by.
+        rarity: how much the more rare cells weigh, see `logistic.balanced`.
         namings, shared: see `attributes.Named`; nothing where the attributes were given.
     """
 
@@ -87,6 +91,7 @@ class Retrained:
     penalty: float
     right: "Tensor"
     scaling: Moments
+    rarity: float = RARITY
     namings: tuple[Naming, ...] = ()
     shared: float | None = None
 
@@ -107,6 +112,7 @@ class Repaired:
         kept: why the base head is kept, in words; None where it is not.
         doubt: why it would have been kept, where a new head is returned all the same: by force, or for want of a base head.
         evidence: what decides beside the verdict; None where the verdict alone has decided.
+        neglected: the class that the base head neglects, where the new head is one for which every class weighs the same.
     """
 
     weight: "Tensor"
@@ -116,6 +122,7 @@ class Repaired:
     kept: str | None
     evidence: "Evidence | None"
     doubt: str | None = None
+    neglected: int | None = None
 
 
 def repair(
@@ -131,6 +138,9 @@ def repair(
     progress: Progress = silent,
 ) -> Repaired:
     """Retrain the head where there is a bias to remove and cross-validation carries it; otherwise keep the base head.
+
+    Where no pseudo-groups carry a repair and the base head neglects a class, the new head is one for which every class
+    weighs the same.
 
     Of more than SELECTION_VALUES values (and LEAST_SELECTION samples), groups and strength are chosen on a seeded draw of
     the samples, and the head is then fitted to all of them.
@@ -149,6 +159,30 @@ def repair(
         classes = len(base[1]) if base is not None else int(labels.max()) + 1
     if found is None:
         found = identify(features, labels, classes=classes, progress=progress)
+    repaired = _by_groups(
+        features, labels, base, found,
+        classes=classes, regularization=regularization, force=force, seed=seed, progress=progress,
+    )  # fmt: skip
+    if repaired.kept is None or base is None:
+        return repaired
+    return _by_classes(
+        features, labels, base, repaired, classes=classes, regularization=regularization, seed=seed, progress=progress
+    )
+
+
+def _by_groups(
+    features: "Features",
+    labels: "Tensor",
+    base: "tuple[Tensor, Tensor] | None",
+    found: Identified,
+    *,
+    classes: int,
+    regularization: float | None,
+    force: bool,
+    seed: int,
+    progress: Progress,
+) -> Repaired:
+    """`repair`, with pseudo-groups alone."""
     verdict = assess(features, labels, found, base, progress=progress)
     # What there is to fall back on.
     kept = None if force else base
@@ -156,13 +190,10 @@ def repair(
     if kept is not None and verdict.bias == NOT_BIASED and not doubted:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None)
     drawn = draw(features, labels, found.nearest, seed=seed)
-    if regularization is not None:
-        # C counts samples: the same strength, on as many as were drawn.
-        regularization *= drawn.samples / len(drawn.labels)
     with distributed.alone():
         new = retrain(
             drawn.features, drawn.labels, drawn.nearest,
-            classes=classes, regularization=regularization, seed=seed, progress=progress,
+            classes=classes, regularization=drawn.strength(regularization), seed=seed, progress=progress,
         )  # fmt: skip
         evidence = weigh(drawn, new, base, classes=classes, seed=seed)
     if (verdict.bias == CANNOT_TELL or doubted) and evidence.tells(verdict):
@@ -184,6 +215,55 @@ def repair(
     return Repaired(new.weight, new.bias, verdict, new, None, evidence, doubt)
 
 
+def _by_classes(
+    features: "Features",
+    labels: "Tensor",
+    base: "tuple[Tensor, Tensor]",
+    repaired: Repaired,
+    *,
+    classes: int,
+    regularization: float | None,
+    seed: int,
+    progress: Progress,
+) -> Repaired:
+    """A head for which every class weighs the same, where the base head neglects a class; otherwise `repaired` as it is."""
+    drawn = draw(features, labels, labels, seed=seed)
+    with distributed.alone():
+        before = _class_accuracies(predict(drawn.features, *base) == drawn.labels, drawn.labels, classes)
+        if before is None or float(before.max() - before.min()) < NEGLECTED:
+            return repaired
+        scaling = moments(drawn.features)
+        plain = group_balanced(
+            drawn.features, drawn.labels, drawn.labels,
+            classes=classes, scaling=scaling, regularization=drawn.strength(regularization), merit=likelihood,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+        after = _class_accuracies(plain.right, drawn.labels, classes)
+        assert after is not None
+        evidence = repaired.evidence
+        if evidence is None:
+            known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=scaling, seed=seed)
+            evidence = Evidence(None, None, None, None, None, *known, classes)
+    evidence = replace(evidence, neglected=round(float(after.min() - before.min()), 6))
+    if not evidence.neglects() or evidence.split_alone():
+        return replace(repaired, evidence=evidence)
+    plain = replace(plain, readings=labels.unsqueeze(0))
+    if drawn.samples > len(drawn.labels):
+        plain = _fitted_to_all(features, labels, plain, classes=classes)
+    verdict = replace(repaired.verdict, bias=BIASED)
+    return Repaired(plain.weight, plain.bias, verdict, plain, None, evidence, neglected=int(before.argmin()))
+
+
+def _class_accuracies(right: "Tensor", labels: "Tensor", classes: int) -> "Tensor | None":
+    """The accuracy on each class (C,) float64; None where a class has too few samples for one."""
+    import torch
+
+    counts = torch.bincount(labels, minlength=classes)
+    if int(counts.min()) < LEAST_OF_CLASS:
+        return None
+    return torch.bincount(labels[right], minlength=classes).double() / counts
+
+
 @dataclass(frozen=True)
 class Draw:
     """The samples that groups and strength are chosen on, the same in every process.
@@ -200,6 +280,10 @@ class Draw:
     own: "Tensor"
     at: "Tensor"
     samples: int
+
+    def strength(self, regularization: float | None) -> float | None:
+        """scikit-learn's C for the samples that were drawn: it counts samples, and the strength is to be the same."""
+        return None if regularization is None else regularization * self.samples / len(self.labels)
 
 
 def draw(features: "Features", labels: "Tensor", nearest: "Tensor", *, seed: int) -> Draw:
@@ -258,7 +342,7 @@ def _for_all(features: "Features", labels: "Tensor", nearest: "Tensor", drawn: D
 def _fitted_to_all(features: "Features", labels: "Tensor", new: Retrained, *, classes: int) -> Retrained:
     """The head fitted to all samples, with the strength that the draw chose, starting from the draw's head."""
     scaling = new.scaling
-    weights = _weights(labels, new.readings, classes, classes, RARITY).unsqueeze(0)
+    weights = _weights(labels, new.readings, classes, classes, new.rarity).unsqueeze(0)
     start = Heads.of(new.weight.unsqueeze(0), new.bias.unsqueeze(0), scaling)
     heads = fit(features, labels, weights, classes=classes, penalty=new.penalty, scaling=scaling, start=start)
     weight, bias = heads.on_features(scaling)
@@ -279,6 +363,7 @@ class Evidence:
             too few samples for one.
         errors: those of the base head over those that its probabilities expect; None without a base head.
         unused: nats a sample that plain, class-balanced retraining gains over the base head, out of fold; None without one.
+        neglected: what that gains in the accuracy on the worst class; None where the base head's are alike, or not known.
         classes: C. Of more than two, hard samples pass for a bias more easily: the bounds are others.
     """
 
@@ -290,6 +375,7 @@ class Evidence:
     errors: float | None = None
     unused: float | None = None
     classes: int = 2
+    neglected: float | None = None
 
     def plainly_shared(self) -> bool:
         """Whether one class's minority tells where another's lies."""
@@ -314,6 +400,10 @@ class Evidence:
         if self.errors is None or self.unused is None:
             return False
         return CALIBRATED[0] <= self.errors <= CALIBRATED[1] and self.unused >= LEAST_UNUSED
+
+    def neglects(self) -> bool:
+        """Whether the base head errs so much on one class that a head for which all weigh the same is far better there."""
+        return self.neglected is not None and self.neglected >= NEGLECTED
 
     def tells(self, verdict: Verdict) -> bool:
         """Whether there is a bias, though this verdict could not tell or, in doubt, said that there was none.
@@ -369,7 +459,8 @@ def calibration(
     """Errors of the base head over those that its probabilities expect, and what plain retraining gains over it.
 
     The gain is of the class-balanced log-likelihood, in nats a sample: that of the best strength, out of fold, less that of
-    the base head with its logits times the best of SCALES.
+    the base head with its logits times the best of SCALES, as they are or as classes of the same size would have them:
+    that a rare class is rare is nothing that the model does not use.
 
     Args:
         features: (n, d) float32.
@@ -384,7 +475,11 @@ def calibration(
     sure, guesses = torch.softmax(logits, dim=1).max(dim=1)
     wrong = int((guesses != labels).sum())
     weights = balanced(labels, classes)
-    before = max(likelihood(scale * logits, labels, labels, weights) for scale in SCALES)
+    shares = torch.bincount(labels, minlength=classes).double() / len(labels)
+    even = -torch.log((shares * classes).clamp(min=1e-9))
+    before = max(
+        likelihood(scale * logits + offset, labels, labels, weights) for scale in SCALES for offset in (0 * even, even)
+    )
     fold = folds(len(labels), seed).to(features.device)
     after, _ = held_out(features, labels, weights, fold, classes=classes, penalties=PENALTIES, scaling=scaling)
     gain = max(likelihood(plain, labels, labels, weights) for plain in after) - before
@@ -487,7 +582,8 @@ def group_balanced(
     progress("retrain", best + 1, best + 1)
     assert heads is not None
     weight, bias = heads.on_features(scaling)
-    return Retrained(weight[0], bias[0], readings, penalties[best], guesses[best].argmax(dim=1) == labels, scaling)
+    right = guesses[best].argmax(dim=1) == labels
+    return Retrained(weight[0], bias[0], readings, penalties[best], right, scaling, rarity)
 
 
 def _weights(labels: "Tensor", readings: "Tensor", classes: int, values: int, rarity: float) -> "Tensor":

@@ -151,7 +151,7 @@ def _evidence(repaired: Repaired) -> dict[str, float | None]:
     """What speaks for the repair, rounded for the summary."""
     found = {
         name: getattr(repaired.evidence, name, None)
-        for name in ("recovered", "gained", "shared", "better", "errors", "unused")
+        for name in ("recovered", "gained", "shared", "better", "errors", "unused", "neglected")
     }
     return {name: None if value is None else round(value, 6) for name, value in found.items()}
 
@@ -177,7 +177,8 @@ def run(
 
     solver "auto" retrains as `stages.auto.repair` does, and keeps the base head where the verdict is not "biased" or
     cross-validation does not carry the repair, unless `force`d; "published" trains as `update` does, and keeps it where no
-    sample is rescued, for there is nothing to learn from. `rescued` and `conforming` are written by either.
+    sample is rescued, for there is nothing to learn from. `rescued` and `conforming` are written by either,
+    `pseudo_attributes` where solver "auto" looked for groups and did not give them up.
 
     Args:
         solver: "auto" (with `regularization`: scikit-learn's C) or "published" (with `steps`, `learning_rate`).
@@ -186,9 +187,9 @@ def run(
 
     Returns:
         A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`; of solver "auto"
-        `doubt` (why the base head would have been kept, where it is not), `verdict`, `verdict_of_identify`, `mirror`,
-        `recovered`, `gained`, `shared`, `better`, `pseudo_minority` and `penalty` too, None where they
-        were not needed.
+        `doubt` (why the base head would have been kept, where it is not), `verdict`, `verdict_of_identify`, `mirror`, the
+        fields of `stages.auto.Evidence`, `neglected_class` (where every class weighs the same in the new head),
+        `pseudo_minority` and `penalty` too, None where they were not needed.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;
@@ -229,7 +230,7 @@ def run(
                 force=force, seed=seed, progress=progress,
             )  # fmt: skip
             because, again = repaired.kept, repaired.retrained
-            attributes = again.attributes if again is not None else None
+            attributes = again.attributes if again is not None and repaired.neglected is None else None
             new = Updated(
                 *unfold(repaired.weight, repaired.bias, scale, shift), repaired.weight, repaired.bias
             )  # fmt: skip
@@ -239,6 +240,7 @@ def run(
                 "verdict_of_identify": found.metadata.notes.get("verdict"),
                 "mirror": repaired.verdict.mirror,
                 **_evidence(repaired),
+                "neglected_class": None if repaired.neglected is None else data.class_names(classes)[repaired.neglected],
                 "pseudo_minority": None if attributes is None else distributed.count(int((attributes != labels).sum())),
                 "penalty": again.penalty if again is not None else None,
             }

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stages import attributes
 from stages.attributes import (
     EVENNESSES,
     SEEDS,
@@ -50,6 +51,19 @@ def test_finds_what_the_centroids_miss() -> None:
     guess = found(features, labels)
     (recall, precision), before = shares(guess, labels, attributes), shares(nearest, labels, attributes)
     assert recall > before[0] + 0.1 and precision > before[1]
+
+
+@pytest.mark.parametrize(("rare", "plenty"), [(0.2, True), (0.17, False)])
+def test_plenty_is_a_share_of_a_class(rare: float, plenty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth on average over classes, however many samples each of them has."""
+    labels = torch.cat([torch.zeros(900, dtype=torch.int64), torch.ones(100, dtype=torch.int64)])
+    nearest = labels.clone()
+    nearest[:18], nearest[900 : 900 + round(100 * rare)] = 1, 0
+    features = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0)) + 3.0 * nearest.unsqueeze(1)
+    searched: list[bool] = []
+    monkeypatch.setattr(attributes, "_searched", lambda *given: searched.append(True) or given[2])
+    pseudo_attributes(features, labels, nearest, classes=2, scaling=moments(features))
+    assert bool(searched) is not plenty
 
 
 def test_classes_learn_a_shift_from_one_another() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from stages.auto import (
     worst_quarter,
 )
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict, _said, assess, identify
-from stages.logistic import fit, moments
+from stages.logistic import balanced, fit, moments
 from stages.passes import predict
 from tests.conftest import Done
 
@@ -269,6 +270,88 @@ def test_calibration_by_hand() -> None:
     told["scaling"] = moments(features)
     still, much = calibration(features, labels, (weight, offset), **told)
     assert still == errors and much > 0.2
+
+
+def test_a_rare_class_is_nothing_that_a_head_does_not_use() -> None:
+    """The head that fits these labels best gains a lot of class-balanced likelihood by weighing classes alike alone."""
+    features, labels, base = uneven(6000, seed=1)
+    _, unused = calibration(features, labels, base, classes=2, scaling=moments(features), seed=0)
+    assert abs(unused) < 0.02
+    fair = base[1] - torch.log(torch.bincount(labels) / len(labels))
+    logits = [features @ base[0].T + offset for offset in (base[1], fair)]
+    weights = balanced(labels, 2)
+    gain = likelihood(logits[1], labels, labels, weights) - likelihood(logits[0], labels, labels, weights)
+    assert gain > 0.1
+
+
+def uneven(
+    samples: int, *, seed: int, rare: float = 0.1
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Features (n, 40), labels of which few are 1, three in ten hard and none spurious, and the head that fits them best."""
+    features, labels = _uneven(samples, seed, rare)
+    return features, labels, _head_of_uneven(rare)
+
+
+def _uneven(samples: int, seed: int, rare: float) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(samples, generator=generator) < rare).long()
+    features = torch.randn(samples, WIDTH, generator=generator)
+    hard = torch.rand(samples, generator=generator) < 0.3
+    features[torch.arange(samples), 10 + labels] += torch.where(hard, 1.0, 4.0)
+    features[hard, 12:20] += 2.0
+    return features, labels
+
+
+@cache
+def _head_of_uneven(rare: float) -> tuple[torch.Tensor, torch.Tensor]:
+    features, labels = _uneven(20_000, 77, rare)
+    scaling, alike = moments(features), torch.full((1, 20_000), 1 / 20_000)
+    weight, bias = fit(features, labels, alike, classes=2, penalty=1e-4, scaling=scaling).on_features(scaling)
+    return weight[0], bias[0]
+
+
+def class_accuracies(head: tuple[torch.Tensor, torch.Tensor]) -> list[float]:
+    features, labels = _uneven(8000, 9, 0.5)
+    right = predict(features, *head) == labels
+    return [float(right[labels == label].double().mean()) for label in (0, 1)]
+
+
+@pytest.mark.parametrize("samples", [3000, 1000])
+def test_a_class_that_the_base_head_neglects(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No minority carries a repair, and the new head is one for which every class weighs the same; on a draw, too."""
+    features, labels, base = uneven(3000, seed=2)
+    monkeypatch.setattr(auto, "SELECTION_VALUES", samples * WIDTH)
+    monkeypatch.setattr(auto, "LEAST_SELECTION", 1)
+    done = repair(features, labels, base)
+    assert done.kept is None and done.neglected == 1 and done.verdict.bias == BIASED
+    assert done.evidence is not None and done.evidence.neglected is not None and done.evidence.neglected >= 0.1
+    before, after = class_accuracies(base), class_accuracies((done.weight, done.bias))
+    assert before[0] > 0.95 and before[1] < 0.8 and min(after) > 0.85
+    assert done.retrained is not None and torch.equal(done.retrained.readings, labels.unsqueeze(0))
+    weights = balanced(labels, 2).unsqueeze(0)
+    known = fit(features, labels, weights, classes=2, penalty=done.retrained.penalty, scaling=moments(features))
+    # Of a draw the penalty is on features that were standardised by the draw.
+    torch.testing.assert_close(done.weight, known.on_features(moments(features))[0][0], atol=0.02, rtol=0)
+    given = repair(features, labels, base, regularization=0.01)
+    assert given.retrained is not None and given.retrained.penalty == pytest.approx(1 / (0.01 * 3000))
+
+
+def test_what_is_no_neglected_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, base = uneven(3000, seed=2)
+    # By force it is the pseudo-groups' head.
+    assert repair(features, labels, base, force=True).neglected is None
+    # A base head that is as good at one class as at the other, and one whose accuracies differ less than that.
+    for rare in (0.5, 0.2):
+        kept = repair(features, labels, _head_of_uneven(rare))
+        assert kept.kept is not None and (kept.evidence is None or not kept.evidence.neglects())
+    # Too few samples for an accuracy.
+    few = torch.cat([(labels == 0).nonzero().flatten(), (labels == 1).nonzero().flatten()[:19]])
+    kept = repair(features[few], labels[few], base)
+    assert kept.kept is not None and torch.equal(kept.weight, base[0])
+    # A validation split that is more biased than the model.
+    monkeypatch.setattr(auto, "calibration", lambda *_, **__: (1.0, 0.1))
+    alone = repair(features, labels, base)
+    assert alone.kept is not None and alone.evidence is not None and alone.evidence.neglects()
 
 
 def test_without_a_head_there_is_nothing_to_keep() -> None:
@@ -606,6 +689,25 @@ def test_a_second_look_is_told(nsf: Callable[..., Done]) -> None:
         f"`nsf identify` said 'cannot tell'; the completed minority (mirror {mirror}) and cross-validation (balanced "
         f"accuracy {better}) say 'biased'.\n"
     )
+
+
+@pytest.mark.usefixtures("files")
+def test_a_neglected_class_is_told(nsf: Callable[..., Done]) -> None:
+    features, labels, (weight, bias) = uneven(2000, seed=2)
+    save_file({"features": features, "labels": labels}, "artifacts/features/val.safetensors")
+    save_file({"weight": weight, "bias": bias}, "artifacts/head.safetensors")
+    for stage in ("identify", "neutralize", "eliminate"):
+        assert nsf(stage).code == 0
+    done = nsf("update", "--json")
+    assert not done.json["base_head_kept"] and done.json["neglected_class"] == "1" and done.json["verdict"] == BIASED
+    assert done.stderr == (
+        "No minority carries a repair, but the base head neglects class 1: where every class weighs the same, accuracy on "
+        f"the worst class is {done.json['neglected']:.2f} higher, out of fold. So does the new head.\n"
+    )
+    assert nsf("update").stdout.startswith("verdict biased, new head, every class weighing the same -> ")
+    made = load_file("artifacts/update.safetensors")
+    assert "pseudo_attributes" not in made and not torch.equal(made["folded_weight"], weight)
+    assert done.json["pseudo_minority"] is None and done.json["penalty"] in PENALTIES
 
 
 @pytest.mark.usefixtures("files")
