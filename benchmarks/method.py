@@ -132,7 +132,7 @@ def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
     repaired = repair(x, y, base, seed=seed)
     seconds = time.monotonic() - started
     new = repaired.retrained
-    if new is None or repaired.neglected is not None:
+    if new is None or repaired.plain:
         new = retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, seed=seed)
     minority, said = drawn.attributes % classes != y, new.attributes != y
     hits = int((minority & said & (new.attributes == drawn.attributes % classes)).sum())
@@ -140,7 +140,7 @@ def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
     evidence = repaired.evidence or Evidence(None, None, None, None, None, classes=classes)
     return {
         "verdict": repaired.verdict.bias, "verdict_mirror": repaired.verdict.mirror, **vars(evidence),
-        "kept": repaired.kept, "for_classes": repaired.neglected is not None, "seconds": round(seconds, 2),
+        "kept": repaired.kept, "plain": repaired.plain, "seconds": round(seconds, 2),
         "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),
         "forced": drawn.worst_group(new.weight, new.bias),
         "recall": hits / max(1, int(minority.sum())), "precision": hits / max(1, int(said.sum())),
@@ -377,7 +377,7 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
         text += ["", "### Group sizes of other benchmarks", ""]
         text += _head(
             "pool | sets | ERM | published, best of 3 by hindsight | last layer | class-balanced | auto | oracle | "
-            "own oracle | base kept | for classes"
+            "own oracle | base kept | plain"
         )
         for name in dict.fromkeys(line["pool"] for line in shaped):
             text.append(_shape_row(name, [line for line in shaped if line["pool"] == name], columns))
@@ -386,7 +386,7 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def _shape_row(title: str, lines: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    return f"{_row(title, lines, columns)} {sum(line['for_classes'] for line in lines)} |"
+    return f"{_row(title, lines, columns)} {sum(line['plain'] for line in lines)} |"
 
 
 def _head(columns: str) -> list[str]:

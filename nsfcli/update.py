@@ -1,7 +1,7 @@
 """nsf update."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,9 +42,9 @@ def update(
 ) -> None:
     """Make the new linear head, or keep the base head where there is no bias to remove.
 
-    Solver auto retrains with rare class x pseudo-attribute cells weighing the more or, where none are found and the base
-    head neglects a class, with every class weighing the same (docs/method.md); solver published trains on T(x) as the paper
-    does, half rescued and half conforming samples a step.
+    Solver auto retrains with rare class x pseudo-attribute cells weighing the more or, where these carry no repair and the
+    base head neglects a class or is too sure of itself, with every class weighing the same (docs/method.md). Solver
+    published trains on T(x) as the paper does, half rescued and half conforming samples a step.
 
     Reads artifacts/features/val.safetensors, the three artifacts before this one and the base head; writes
     artifacts/update.safetensors: `rescued`, `conforming` (n,), `weight`, `bias` on T(x), `folded_weight`, `folded_bias`
@@ -76,12 +76,9 @@ def update(
         remedy = "; --force returns the new head all the same" if summary["solver"] == "auto" else ""
         settings.console.message(f"No repair, the base head is kept: {summary['kept_because']}{remedy}.")
     if summary["solver"] == "auto":
-        first, neglected = summary["verdict_of_identify"], summary["neglected_class"]
-        if neglected is not None:
-            settings.console.message(
-                f"No minority carries a repair, but the base head neglects class {neglected}: where every class weighs the "
-                f"same, accuracy on the worst class is {summary['neglected']:.2f} higher, out of fold. So does the new head."
-            )
+        first = summary["verdict_of_identify"]
+        if summary["plain"]:
+            settings.console.message(f"No minority carries a repair, but {_why_plain(summary)}.")
         elif first is not None and summary["verdict"] != first:
             settings.console.message(
                 f"`nsf identify` said '{first}'; the completed minority (mirror {_signed(summary['mirror'])}) and "
@@ -92,13 +89,26 @@ def update(
                 f"Doubtful: {summary['doubt']}. No base head is given (--head) to keep; the new head is returned."
             )
         new = f"new head from {summary['pseudo_minority']} samples found to be minority"
-        if neglected is not None:
+        if summary["plain"]:
             new = "new head, every class weighing the same"
         line = f"verdict {summary['verdict']}, {'base head kept' if summary['base_head_kept'] else new} -> {out}"
     else:
         line = f"{summary['rescued']} of {summary['minority']} minority samples rescued, {summary['conforming']} conforming"
         line = f"{line} -> {out}"
     settings.console.result(summary, line=line)
+
+
+def _why_plain(summary: Mapping[str, Any]) -> str:
+    """Why every class weighs the same in the new head, and no group more."""
+    if summary["neglected_class"] is not None:
+        return (
+            f"the base head neglects class {summary['neglected_class']}: in the new head every class weighs the same, and "
+            f"accuracy on the worst class is {summary['neglected']:.2f} higher, out of fold"
+        )
+    return (
+        f"the base head is too sure of itself ({summary['errors']:.1f} times the errors that it expects): in the new head "
+        f"every class weighs the same, for {summary['unused']:.2f} nats a sample, out of fold"
+    )
 
 
 def _idle(solver: str, overrides: Mapping[str, str | None], *, force: bool) -> list[str]:

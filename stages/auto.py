@@ -57,7 +57,7 @@ PLAINLY_BETTER = 0.1
 CALIBRATED = (0.7, 1.4)
 LEAST_UNUSED = 0.045
 # What the base head's logits are tried times, so that their scale alone gains nothing.
-SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3)
+SCALES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3)
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
 SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
@@ -65,7 +65,10 @@ LEAST_SELECTION = 20_000
 RARE = 4
 # Samples that a class must have for its accuracy to count in `better` and `neglected`.
 LEAST_OF_CLASS = 20
-# A base head neglects a class where its accuracies on two classes are so far apart, and a head for which every class weighs
+# Where no pseudo-groups carry a repair, plain retraining may be one: under the verdict "biased", of a base head that makes
+# so many times the errors that it expects, if LEAST_UNUSED is gained; what it leans on has come apart from the classes.
+TOO_SURE = 1.55
+# And of one that neglects a class: its accuracies on two classes are so far apart, and a head for which every class weighs
 # the same is as much better at its worst class.
 NEGLECTED = 0.1
 
@@ -112,7 +115,8 @@ class Repaired:
         kept: why the base head is kept, in words; None where it is not.
         doubt: why it would have been kept, where a new head is returned all the same: by force, or for want of a base head.
         evidence: what decides beside the verdict; None where the verdict alone has decided.
-        neglected: the class that the base head neglects, where the new head is one for which every class weighs the same.
+        plain: whether every class weighs the same in the new head, and no group more.
+        neglected: the class that the base head neglects, where that is why.
     """
 
     weight: "Tensor"
@@ -122,6 +126,7 @@ class Repaired:
     kept: str | None
     evidence: "Evidence | None"
     doubt: str | None = None
+    plain: bool = False
     neglected: int | None = None
 
 
@@ -139,8 +144,8 @@ def repair(
 ) -> Repaired:
     """Retrain the head where there is a bias to remove and cross-validation carries it; otherwise keep the base head.
 
-    Where no pseudo-groups carry a repair and the base head neglects a class, the new head is one for which every class
-    weighs the same.
+    Where no pseudo-groups carry a repair, and the base head neglects a class or is too sure of itself, the new head is one
+    for which every class weighs the same.
 
     Of more than SELECTION_VALUES values (and LEAST_SELECTION samples), groups and strength are chosen on a seeded draw of
     the samples, and the head is then fitted to all of them.
@@ -165,7 +170,7 @@ def repair(
     )  # fmt: skip
     if repaired.kept is None or base is None:
         return repaired
-    return _by_classes(
+    return _plainly(
         features, labels, base, repaired, classes=classes, regularization=regularization, seed=seed, progress=progress
     )
 
@@ -215,7 +220,7 @@ def _by_groups(
     return Repaired(new.weight, new.bias, verdict, new, None, evidence, doubt)
 
 
-def _by_classes(
+def _plainly(
     features: "Features",
     labels: "Tensor",
     base: "tuple[Tensor, Tensor]",
@@ -226,11 +231,17 @@ def _by_classes(
     seed: int,
     progress: Progress,
 ) -> Repaired:
-    """A head for which every class weighs the same, where the base head neglects a class; otherwise `repaired` as it is."""
+    """A head for which every class weighs the same, where something speaks for one; otherwise `repaired` as it is."""
+    import torch
+
+    evidence = repaired.evidence
+    too_sure = repaired.verdict.bias == BIASED and evidence is not None and evidence.too_sure()
     drawn = draw(features, labels, labels, seed=seed)
     with distributed.alone():
-        before = _class_accuracies(predict(drawn.features, *base) == drawn.labels, drawn.labels, classes)
-        if before is None or float(before.max() - before.min()) < NEGLECTED:
+        sizes = torch.bincount(drawn.labels, minlength=classes)
+        before = _class_accuracies(predict(drawn.features, *base) == drawn.labels, drawn.labels, sizes)
+        apart = float(before.max() - before.min()) >= NEGLECTED and int(sizes.min()) >= LEAST_OF_CLASS
+        if not apart and not too_sure:
             return repaired
         scaling = moments(drawn.features)
         plain = group_balanced(
@@ -238,30 +249,29 @@ def _by_classes(
             classes=classes, scaling=scaling, regularization=drawn.strength(regularization), merit=likelihood,
             seed=seed, progress=progress,
         )  # fmt: skip
-        after = _class_accuracies(plain.right, drawn.labels, classes)
-        assert after is not None
-        evidence = repaired.evidence
         if evidence is None:
             known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=scaling, seed=seed)
             evidence = Evidence(None, None, None, None, None, *known, classes)
-    evidence = replace(evidence, neglected=round(float(after.min() - before.min()), 6))
-    if not evidence.neglects() or evidence.split_alone():
+        after = _class_accuracies(plain.right, drawn.labels, sizes)
+    # Beyond three standard errors: one class's accuracy for another's is a trade, and chance may look like a bargain.
+    error = float((after * (1 - after) / sizes).sum().sqrt()) / classes
+    if apart and float((after - before).mean()) > 3 * error:
+        evidence = replace(evidence, neglected=round(float(after.min() - before.min()), 6))
+    if evidence.split_alone() or not (too_sure or evidence.neglects()):
         return replace(repaired, evidence=evidence)
     plain = replace(plain, readings=labels.unsqueeze(0))
     if drawn.samples > len(drawn.labels):
         plain = _fitted_to_all(features, labels, plain, classes=classes)
     verdict = replace(repaired.verdict, bias=BIASED)
-    return Repaired(plain.weight, plain.bias, verdict, plain, None, evidence, neglected=int(before.argmin()))
+    neglected = int(before.argmin()) if evidence.neglects() else None
+    return Repaired(plain.weight, plain.bias, verdict, plain, None, evidence, plain=True, neglected=neglected)
 
 
-def _class_accuracies(right: "Tensor", labels: "Tensor", classes: int) -> "Tensor | None":
-    """The accuracy on each class (C,) float64; None where a class has too few samples for one."""
+def _class_accuracies(right: "Tensor", labels: "Tensor", sizes: "Tensor") -> "Tensor":
+    """The accuracy on each class (C,) float64, of so many samples."""
     import torch
 
-    counts = torch.bincount(labels, minlength=classes)
-    if int(counts.min()) < LEAST_OF_CLASS:
-        return None
-    return torch.bincount(labels[right], minlength=classes).double() / counts
+    return torch.bincount(labels[right], minlength=len(sizes)).double() / sizes
 
 
 @dataclass(frozen=True)
@@ -363,7 +373,8 @@ class Evidence:
             too few samples for one.
         errors: those of the base head over those that its probabilities expect; None without a base head.
         unused: nats a sample that plain, class-balanced retraining gains over the base head, out of fold; None without one.
-        neglected: what that gains in the accuracy on the worst class; None where the base head's are alike, or not known.
+        neglected: what that gains in the accuracy on the worst class; None where the base head's are alike or not known, or
+            where the classes on average gain nothing.
         classes: C. Of more than two, hard samples pass for a bias more easily: the bounds are others.
     """
 
@@ -400,6 +411,10 @@ class Evidence:
         if self.errors is None or self.unused is None:
             return False
         return CALIBRATED[0] <= self.errors <= CALIBRATED[1] and self.unused >= LEAST_UNUSED
+
+    def too_sure(self) -> bool:
+        """Whether what the base head leans on has come apart from the classes, and plain retraining finds something else."""
+        return self.errors is not None and self.errors >= TOO_SURE and (self.unused or 0.0) >= LEAST_UNUSED
 
     def neglects(self) -> bool:
         """Whether the base head errs so much on one class that a head for which all weigh the same is far better there."""

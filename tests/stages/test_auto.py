@@ -323,7 +323,7 @@ def test_a_class_that_the_base_head_neglects(samples: int, monkeypatch: pytest.M
     monkeypatch.setattr(auto, "SELECTION_VALUES", samples * WIDTH)
     monkeypatch.setattr(auto, "LEAST_SELECTION", 1)
     done = repair(features, labels, base)
-    assert done.kept is None and done.neglected == 1 and done.verdict.bias == BIASED
+    assert done.kept is None and done.plain and done.neglected == 1 and done.verdict.bias == BIASED
     assert done.evidence is not None and done.evidence.neglected is not None and done.evidence.neglected >= 0.1
     before, after = class_accuracies(base), class_accuracies((done.weight, done.bias))
     assert before[0] > 0.95 and before[1] < 0.8 and min(after) > 0.85
@@ -336,10 +336,36 @@ def test_a_class_that_the_base_head_neglects(samples: int, monkeypatch: pytest.M
     assert given.retrained is not None and given.retrained.penalty == pytest.approx(1 / (0.01 * 3000))
 
 
+@pytest.mark.parametrize(
+    ("errors", "unused", "sure"),
+    [(1.55, 0.045, True), (9.0, 0.045, True), (1.54, 0.5, False), (1.55, 0.044, False), (None, None, False)],
+)
+def test_whether_a_base_head_is_too_sure(errors: float | None, unused: float | None, sure: bool) -> None:
+    assert Evidence(None, None, None, None, None, errors, unused).too_sure() is sure
+
+
+def test_a_base_head_that_is_too_sure_is_retrained_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An even validation split, a head of a biased one, and pseudo-groups that carry nothing."""
+    features, labels, _ = spurious(6000, bias=0.97, seed=5)
+    scaling, alike = moments(features), torch.full((1, 6000), 1 / 6000)
+    weight, bias = fit(features, labels, alike, classes=2, penalty=1e-2, scaling=scaling).on_features(scaling)
+    base = 3 * weight[0], 3 * bias[0]
+    monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+    features, labels, _ = spurious(1000, bias=0.5, seed=6)
+    done = repair(features, labels, base)
+    assert done.kept is None and done.plain and done.neglected is None
+    assert done.evidence is not None and done.evidence.too_sure() and done.evidence.neglected is None
+    assert worst_group((done.weight, done.bias)) > worst_group(base) + 0.1
+    # Not where the verdict is another.
+    monkeypatch.setattr(auto, "assess", lambda *_, **__: Verdict(CANNOT_TELL, -0.25, []))
+    monkeypatch.setattr(Evidence, "tells", lambda *_: False)
+    assert repair(features, labels, base).kept == "the verdict is 'cannot tell'"
+
+
 def test_what_is_no_neglected_class(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels, base = uneven(3000, seed=2)
     # By force it is the pseudo-groups' head.
-    assert repair(features, labels, base, force=True).neglected is None
+    assert not repair(features, labels, base, force=True).plain
     # A base head that is as good at one class as at the other, and one whose accuracies differ less than that.
     for rare in (0.5, 0.2):
         kept = repair(features, labels, _head_of_uneven(rare))
@@ -701,8 +727,8 @@ def test_a_neglected_class_is_told(nsf: Callable[..., Done]) -> None:
     done = nsf("update", "--json")
     assert not done.json["base_head_kept"] and done.json["neglected_class"] == "1" and done.json["verdict"] == BIASED
     assert done.stderr == (
-        "No minority carries a repair, but the base head neglects class 1: where every class weighs the same, accuracy on "
-        f"the worst class is {done.json['neglected']:.2f} higher, out of fold. So does the new head.\n"
+        "No minority carries a repair, but the base head neglects class 1: in the new head every class weighs the same, and "
+        f"accuracy on the worst class is {done.json['neglected']:.2f} higher, out of fold.\n"
     )
     assert nsf("update").stdout.startswith("verdict biased, new head, every class weighing the same -> ")
     made = load_file("artifacts/update.safetensors")

@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from stages import models
+from stages.auto import Evidence, Repaired
+from stages.identify import Verdict
 from stages.models import checkpoints
 from stages.runtime import reproducible
 from tests.conftest import Done, assert_one_sentence, leftovers
@@ -189,7 +191,9 @@ def test_a_transformers_folder_in_shards_and_in_pytorchs_format(pretrained: Pret
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_the_base_head_kept(outputs: int, pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
+def test_the_base_head_kept(
+    outputs: int, pretrained: Pretrained, reviews: Path, nsf: Nsf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A copy of what came in, and neither the message nor the card says that anything is repaired."""
     folder = pretrained("Bert", "classifier", num_labels=outputs)
     data = {"format": "csv", "file": "reviews.csv", "text_column": "text"}
@@ -210,6 +214,13 @@ def test_the_base_head_kept(outputs: int, pretrained: Pretrained, reviews: Path,
     assert_only(set(), before, after)
     card = Path("artifacts/export/MODEL_CARD.md").read_text()
     assert "left as it was by nsf" in card and said["kept_because"] in card and "repaired" not in card
+    # And of a head that knows of no group.
+    evidence = Evidence(None, None, None, None, None, 2.0, 0.1)
+    even = Repaired(torch.ones(2, 16), torch.zeros(2), Verdict("biased", None, []), None, None, evidence, plain=True)
+    monkeypatch.setattr("stages.update.repair", lambda *_, **__: even)
+    assert nsf("update", "--solver", "auto").code == nsf("evaluate").code == nsf("export").code == 0
+    card = Path("artifacts/export/MODEL_CARD.md").read_text()
+    assert "repaired by nsf" in card and "so that every class weighs the same" in card and "leans less" not in card
 
 
 def test_one_sigmoid_output(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
