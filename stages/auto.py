@@ -473,9 +473,10 @@ def calibration(
 ) -> tuple[float, float]:
     """Errors of the base head over those that its probabilities expect, and what plain retraining gains over it.
 
-    The gain is of the class-balanced log-likelihood, in nats a sample: that of the best strength, out of fold, less that of
-    the base head with its logits times the best of SCALES, as they are or as classes of the same size would have them:
-    that a rare class is rare is nothing that the model does not use.
+    Every class weighs the same in both. The base head's logits are as they are or, where that is likelier, as they would be
+    if classes were of one size: that a rare class is rare is no error, and nothing that the model does not use. The gain is
+    of the log-likelihood, in nats a sample: that of the best strength, out of fold, less that of the base head with its
+    logits times the best of SCALES.
 
     Args:
         features: (n, d) float32.
@@ -487,18 +488,19 @@ def calibration(
     import torch
 
     logits = torch.cat([rows @ base[0].T + base[1] for (rows,) in blocks(features)]).double()
-    sure, guesses = torch.softmax(logits, dim=1).max(dim=1)
-    wrong = int((guesses != labels).sum())
     weights = balanced(labels, classes)
-    shares = torch.bincount(labels, minlength=classes).double() / len(labels)
-    even = -torch.log((shares * classes).clamp(min=1e-9))
-    before = max(
-        likelihood(scale * logits + offset, labels, labels, weights) for scale in SCALES for offset in (0 * even, even)
-    )
+    rareness = -torch.log((torch.bincount(labels, minlength=classes) * classes / len(labels)).clamp(min=1e-9)).double()
+    before, offset = -torch.inf, rareness
+    for tried in (0 * rareness, rareness):
+        reached = max(likelihood(scale * logits + tried, labels, labels, weights) for scale in SCALES)
+        if reached > before:
+            before, offset = reached, tried
+    sure, guesses = torch.softmax(logits + offset, dim=1).max(dim=1)
+    wrong, expected = weights[guesses != labels].double().sum(), weights.double() @ (1 - sure)
     fold = folds(len(labels), seed).to(features.device)
     after, _ = held_out(features, labels, weights, fold, classes=classes, penalties=PENALTIES, scaling=scaling)
     gain = max(likelihood(plain, labels, labels, weights) for plain in after) - before
-    return round(wrong / max(float((1 - sure).sum()), 1e-9), 6), round(gain, 6)
+    return round(float(wrong / expected.clamp(min=1e-9 / len(labels))), 6), round(gain, 6)
 
 
 def retrain(
