@@ -70,7 +70,7 @@ LEAST_OF_CLASS = 20
 TOO_SURE = 1.55
 # And of one that neglects a class: its accuracies on two classes are so far apart, and a head for which every class weighs
 # the same is as much better at its worst class.
-NEGLECTED = 0.1
+NEGLECTED = 0.05
 
 
 @dataclass(frozen=True)
