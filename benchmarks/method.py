@@ -275,7 +275,7 @@ def _belongs(line: dict[str, Any], key: str) -> bool:
 
 def summary(lines: Sequence[dict[str, Any]]) -> str:
     """What all pools of a role come to, as Markdown: a row per figure, a column per role."""
-    main_lines = _main(lines)
+    main_lines = _of_part(lines, "main")
     roles = sorted({line["role"] for line in main_lines}, key=ROLES.index)
     text = _head(" | ".join(["mean worst-group accuracy", *(f"role {role}" for role in roles)]))
 
@@ -317,7 +317,7 @@ def summary(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _main(lines: Sequence[dict[str, Any]], part: str = "main") -> list[dict[str, Any]]:
+def _of_part(lines: Sequence[dict[str, Any]], part: str) -> list[dict[str, Any]]:
     """The lines of one part, "published" being the best of its settings, by hindsight."""
     return [
         line | {"published": max(line[f"published {eliminate}/{update}"] for eliminate, update in PUBLISHED)}
@@ -337,7 +337,7 @@ def _said(lines: Sequence[dict[str, Any]], *verdicts: str) -> list[str]:
 def tables(lines: Sequence[dict[str, Any]]) -> str:
     """The results as Markdown: one row per pool and part, and what the issue's bounds are held against."""
     text: list[str] = []
-    main_lines = _main(lines)
+    main_lines = _of_part(lines, "main")
     columns = ("erm", "published", "last_layer", "auto", "oracle", "oracle_rare")
     for role in sorted({line["role"] for line in main_lines}, key=ROLES.index):
         heads = "pool | sets | ERM | published, best of 3 by hindsight | last layer | auto | oracle | own oracle | base kept"
@@ -371,7 +371,7 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
             chosen = [line for line in found if line["pool"] == name and line[key] == value]
             row = _row("", chosen, ("erm", "last_layer", "auto", "oracle")).split("|", 2)[2]
             text.append(f"| {part} | {name} | {value} |{row}")
-    shaped = _main(lines, "shapes")
+    shaped = _of_part(lines, "shapes")
     if shaped:
         columns = ("erm", "published", "last_layer", "class_balanced", "auto", "oracle", "oracle_rare")
         text += ["", "### Group sizes of other benchmarks", ""]

@@ -75,6 +75,13 @@ class Pool:
         """Whether attribute and class go together in training."""
         return self.shape is not None or self.bias > 1 / len(self.classes)
 
+    def group_sizes(self, split: str) -> np.ndarray:
+        """Of a pool with a shape, how many samples of each class and attribute the split holds, (C, 2)."""
+        assert self.shape is not None
+        train, val = (np.array(counts) for counts in SHAPES[self.shape])
+        of_group = OF_GROUP_TEXT if self.kind == "minilm" else OF_GROUP
+        return {"train": train, "val": val, "test": np.full(train.shape, of_group)}[split]
+
     @property
     def folder(self) -> Path:
         return CACHE / f"v{VERSION}-{self.name}"
@@ -297,9 +304,7 @@ def _dominoes(pool: Pool) -> dict[str, Split]:
 
 def _in_groups(pool: Pool, split: str) -> Split:
     """Dominoes with the pool's group sizes; train and val share no item and no digit."""
-    assert pool.shape is not None
-    train, val = (np.array(counts) for counts in SHAPES[pool.shape])
-    counts = {"train": train, "val": val, "test": np.full(train.shape, OF_GROUP)}[split]
+    counts, train, val = (pool.group_sizes(name) for name in (split, "train", "val"))
     part = "t10k" if split == "test" else "train"
     random = np.random.RandomState([pool.seed, ("train", "val", "test").index(split)])
     digits, of_digit = dominoes._by_class(DATA, "MNIST", part, list(pool.attributes))
@@ -417,10 +422,10 @@ def _sentences(pool: Pool, table: Path) -> None:
         random.shuffle(sentences)
     for name, size, bias in (("test", pool.test, 0.5), ("val", pool.val, 0.7), ("train", pool.train, pool.bias)):
         for (label, source), sentences in sorted(found.items()):
-            count = round(size / 2 * (bias if label == source else 1 - bias))
             if pool.shape is not None:
-                train, val = SHAPES[pool.shape]
-                count = {"test": OF_GROUP_TEXT, "val": val[label][source], "train": train[label][source]}[name]
+                count = int(pool.group_sizes(name)[label, source])
+            else:
+                count = round(size / 2 * (bias if label == source else 1 - bias))
             for _ in range(count):
                 rows.append((sentences.pop(), label, source, name))
     table.parent.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,13 @@ def biased_head(classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, torch.zeros(classes)
 
 
+def fitted(features: torch.Tensor, labels: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A head of two classes as training makes one: every sample weighs the same."""
+    scaling, alike = moments(features), torch.full((1, len(labels)), 1 / len(labels))
+    weight, bias = fit(features, labels, alike, classes=2, penalty=penalty, scaling=scaling).on_features(scaling)
+    return weight[0], bias[0]
+
+
 def worst_group(head: tuple[torch.Tensor, torch.Tensor], classes: int = 2) -> float:
     features, labels, attributes = spurious(4000, bias=1 / classes, classes=classes, seed=99)
     right = predict(features, *head) == labels
@@ -234,10 +241,7 @@ def soft(samples: int, *, bias: float, seed: int) -> tuple[torch.Tensor, torch.T
 def test_an_unbiased_model_is_kept_where_the_split_alone_is_biased(bias: float) -> None:
     """Everything else speaks for a repair that would lean on the attribute: it is right where the model errs."""
     features, labels, attributes = soft(6000, bias=0.5, seed=1)
-    scaling = moments(features)
-    even = torch.full((1, 6000), 1 / 6000)
-    weight, offset = fit(features, labels, even, classes=2, penalty=1e-4, scaling=scaling).on_features(scaling)
-    base = weight[0], offset[0]
+    base = fitted(features, labels, 1e-4)
     features, labels, _ = soft(2000, bias=bias, seed=2)
     kept, forced = (repair(features, labels, base, force=force) for force in (False, True))
     assert kept.kept == forced.doubt == "the validation split looks more biased than the model"
@@ -304,10 +308,7 @@ def _uneven(samples: int, seed: int, rare: float) -> tuple[torch.Tensor, torch.T
 
 @cache
 def _head_of_uneven(rare: float) -> tuple[torch.Tensor, torch.Tensor]:
-    features, labels = _uneven(20_000, 77, rare)
-    scaling, alike = moments(features), torch.full((1, 20_000), 1 / 20_000)
-    weight, bias = fit(features, labels, alike, classes=2, penalty=1e-4, scaling=scaling).on_features(scaling)
-    return weight[0], bias[0]
+    return fitted(*_uneven(20_000, 77, rare), 1e-4)
 
 
 def class_accuracies(head: tuple[torch.Tensor, torch.Tensor]) -> list[float]:
@@ -347,9 +348,8 @@ def test_whether_a_base_head_is_too_sure(errors: float | None, unused: float | N
 def test_a_base_head_that_is_too_sure_is_retrained_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """An even validation split, a head of a biased one, and pseudo-groups that carry nothing."""
     features, labels, _ = spurious(6000, bias=0.97, seed=5)
-    scaling, alike = moments(features), torch.full((1, 6000), 1 / 6000)
-    weight, bias = fit(features, labels, alike, classes=2, penalty=1e-2, scaling=scaling).on_features(scaling)
-    base = 3 * weight[0], 3 * bias[0]
+    weight, bias = fitted(features, labels, 1e-2)
+    base = 3 * weight, 3 * bias
     monkeypatch.setattr(Evidence, "carries", lambda *_: False)
     features, labels, _ = spurious(1000, bias=0.5, seed=6)
     done = repair(features, labels, base)
