@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -307,36 +306,26 @@ def _in_groups(pool: Pool, split: str) -> Split:
     counts, train, val = (pool.group_sizes(name) for name in (split, "train", "val"))
     part = "t10k" if split == "test" else "train"
     random = np.random.RandomState([pool.seed, ("train", "val", "test").index(split)])
-    digits, of_digit = dominoes._by_class(DATA, "MNIST", part, list(pool.attributes))
+    digits, of_digit = dominoes.by_class(DATA, "MNIST", part, list(pool.attributes))
     if split != "test":
-        of_digit = dominoes._train_or_val(of_digit, split, int(train.sum()), int(val.sum()))
+        of_digit = dominoes.train_or_val(of_digit, split, int(train.sum()), int(val.sum()))
     of_class = []
     for label, name in enumerate(pool.classes):
         kinds = [dominoes.ITEMS.index(item) for item in name.split("+")]
-        items, of_kind = dominoes._by_class(DATA, "FashionMNIST", part, kinds)
+        items, of_kind = dominoes.by_class(DATA, "FashionMNIST", part, kinds)
         if split != "test":
-            of_kind = dominoes._train_or_val(of_kind, split, int(train[label].sum()), int(val[label].sum()))
+            of_kind = dominoes.train_or_val(of_kind, split, int(train[label].sum()), int(val[label].sum()))
         # As many of each kind.
-        of_class.append(random.permutation(np.concatenate([kind[: min(map(len, of_kind))] for kind in of_kind])))
-    rows: list[tuple[int, int, int, int]] = []
-    for label, members in enumerate(of_class):
-        attributes = np.repeat(np.arange(counts.shape[1]), counts[label])
-        random.shuffle(attributes)
-        if len(attributes) > len(members):
+        members = random.permutation(np.concatenate([kind[: min(map(len, of_kind))] for kind in of_kind]))
+        if counts[label].sum() > len(members):
             raise SystemExit(
-                f"benchmarks.pools: {pool.name} asks for {len(attributes)} images of {pool.classes[label]}, and there are "
+                f"benchmarks.pools: {pool.name} asks for {counts[label].sum()} images of {name}, and there are "
                 f"{len(members)}."
             )
-        for item, attribute in zip(members, attributes, strict=False):
-            digit = of_digit[attribute][random.randint(len(of_digit[attribute]))]
-            rows.append((int(item), int(digit), label, int(attribute)))
-    item, digit, labels, attributes = np.array(rows, dtype=np.int64)[random.permutation(len(rows))].T.copy()
-    halves = digits[digit], items[item]
-    names = [dominoes.DIGITS[digit] for digit in pool.attributes]
-    return Split(
-        labels=labels, ids=item, load=partial(dominoes._compose, *halves), locate=str, class_names=list(pool.classes),
-        ids_are="image of an idx file", attributes=attributes, attribute_names=names,
-    )  # fmt: skip
+        of_class.append(members)
+    attributes = [np.repeat(np.arange(counts.shape[1]), sizes) for sizes in counts]
+    pairs = random.permutation(dominoes.paired(of_class, of_digit, attributes, random))
+    return dominoes.composed(DATA, part, items, digits, pairs, class_names=pool.classes, attributes=pool.attributes)
 
 
 def _with_bar(split: Split, pool: Pool, name: str) -> Split:

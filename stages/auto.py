@@ -6,6 +6,7 @@ the measurements.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from stages import distributed
@@ -164,15 +165,24 @@ def repair(
         classes = len(base[1]) if base is not None else int(labels.max()) + 1
     if found is None:
         found = identify(features, labels, classes=classes, progress=progress)
+    drawn = draw(features, labels, found.nearest, seed=seed)
+
+    @cache
+    def calibrated() -> Calibration:
+        """Measured once, and only where it is asked for."""
+        assert base is not None
+        return calibration(drawn.features, drawn.labels, base, classes=classes, seed=seed)
+
     repaired = _by_groups(
-        features, labels, base, found,
+        features, labels, base, found, drawn, calibrated,
         classes=classes, regularization=regularization, force=force, seed=seed, progress=progress,
     )  # fmt: skip
     if repaired.kept is None or base is None:
         return repaired
     return _plainly(
-        features, labels, base, repaired, classes=classes, regularization=regularization, seed=seed, progress=progress
-    )
+        features, labels, base, repaired, drawn, calibrated,
+        classes=classes, regularization=regularization, seed=seed, progress=progress,
+    )  # fmt: skip
 
 
 def _by_groups(
@@ -180,6 +190,8 @@ def _by_groups(
     labels: "Tensor",
     base: "tuple[Tensor, Tensor] | None",
     found: Identified,
+    drawn: "Draw",
+    calibrated: "Callable[[], Calibration]",
     *,
     classes: int,
     regularization: float | None,
@@ -194,13 +206,12 @@ def _by_groups(
     doubted = verdict.bias == NOT_BIASED and verdict.mirror is not None and verdict.mirror <= DOUBTED
     if kept is not None and verdict.bias == NOT_BIASED and not doubted:
         return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None)
-    drawn = draw(features, labels, found.nearest, seed=seed)
     with distributed.alone():
         new = retrain(
             drawn.features, drawn.labels, drawn.nearest,
             classes=classes, regularization=drawn.strength(regularization), seed=seed, progress=progress,
         )  # fmt: skip
-        evidence = weigh(drawn, new, base, classes=classes, seed=seed)
+        evidence = weigh(drawn, new, base, None if base is None else calibrated(), classes=classes)
     if (verdict.bias == CANNOT_TELL or doubted) and evidence.tells(verdict):
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
     doubt = None
@@ -225,6 +236,8 @@ def _plainly(
     labels: "Tensor",
     base: "tuple[Tensor, Tensor]",
     repaired: Repaired,
+    drawn: "Draw",
+    calibrated: "Callable[[], Calibration]",
     *,
     classes: int,
     regularization: float | None,
@@ -236,22 +249,20 @@ def _plainly(
 
     evidence = repaired.evidence
     too_sure = repaired.verdict.bias == BIASED and evidence is not None and evidence.too_sure()
-    drawn = draw(features, labels, labels, seed=seed)
     with distributed.alone():
         sizes = torch.bincount(drawn.labels, minlength=classes)
         before = _class_accuracies(predict(drawn.features, *base) == drawn.labels, drawn.labels, sizes)
         apart = float(before.max() - before.min()) >= NEGLECTED and int(sizes.min()) >= LEAST_OF_CLASS
         if not apart and not too_sure:
             return repaired
-        scaling = moments(drawn.features)
+        known = calibrated()
         plain = group_balanced(
             drawn.features, drawn.labels, drawn.labels,
-            classes=classes, scaling=scaling, regularization=drawn.strength(regularization), merit=likelihood,
-            seed=seed, progress=progress,
+            classes=classes, scaling=known.scaling, regularization=drawn.strength(regularization), merit=likelihood,
+            guesses=known.guesses if regularization is None else None, seed=seed, progress=progress,
         )  # fmt: skip
         if evidence is None:
-            known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=scaling, seed=seed)
-            evidence = Evidence(None, None, None, None, None, *known, classes)
+            evidence = Evidence(None, None, None, None, None, known.errors, known.unused, classes)
         after = _class_accuracies(plain.right, drawn.labels, sizes)
     # Beyond three standard errors: one class's accuracy for another's is a trade, and chance may look like a bargain.
     error = float((after * (1 - after) / sizes).sum().sqrt()) / classes
@@ -446,8 +457,10 @@ class Evidence:
         return recovers and (self.gained is None or self.gained >= least)
 
 
-def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, classes: int, seed: int = 0) -> Evidence:
-    """The evidence for a repair, from the samples that it was made on."""
+def weigh(
+    drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", known: "Calibration | None" = None, *, classes: int
+) -> Evidence:
+    """The evidence for a repair, from the samples that it was made on, and what is known of the base head."""
     import torch
 
     labels, attributes = drawn.labels, new.attributes
@@ -464,13 +477,31 @@ def weigh(drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", *, 
         if int(torch.bincount(labels, minlength=classes).min()) >= LEAST_OF_CLASS:
             weights = balanced(labels, classes).double()
             better = float(weights[new.right].sum() - weights[before].sum())
-        errors, unused = calibration(drawn.features, labels, base, classes=classes, scaling=new.scaling, seed=seed)
+    if known is not None:
+        errors, unused = known.errors, known.unused
     return Evidence(completed.mirror, recovered, gained, new.shared, better, errors, unused, classes)
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What a base head's probabilities say, beside plain, class-balanced retraining.
+
+    Attributes:
+        errors: of the base head over those that its probabilities expect.
+        unused: nats a sample that plain retraining gains over it, out of fold.
+        guesses: the logits (n, C) of plain retraining, out of fold, with each of PENALTIES.
+        scaling: of the features.
+    """
+
+    errors: float
+    unused: float
+    guesses: "list[Tensor]"
+    scaling: Moments
+
+
 def calibration(
-    features: "Tensor", labels: "Tensor", base: "tuple[Tensor, Tensor]", *, classes: int, scaling: Moments, seed: int
-) -> tuple[float, float]:
+    features: "Tensor", labels: "Tensor", base: "tuple[Tensor, Tensor]", *, classes: int, seed: int
+) -> Calibration:
     """Errors of the base head over those that its probabilities expect, and what plain retraining gains over it.
 
     Every class weighs the same in both. The base head's logits are as they are or, where that is likelier, as they would be
@@ -482,7 +513,6 @@ def calibration(
         features: (n, d) float32.
         labels: (n,) int64 in [0, classes).
         base: the base head (C, d), (C,).
-        scaling: of the features.
         seed: of the folds.
     """
     import torch
@@ -497,10 +527,11 @@ def calibration(
             before, offset = reached, tried
     sure, guesses = torch.softmax(logits + offset, dim=1).max(dim=1)
     wrong, expected = weights[guesses != labels].double().sum(), weights.double() @ (1 - sure)
-    fold = folds(len(labels), seed).to(features.device)
-    after, _ = held_out(features, labels, weights, fold, classes=classes, penalties=PENALTIES, scaling=scaling)
-    gain = max(likelihood(plain, labels, labels, weights) for plain in after) - before
-    return round(float(wrong / expected.clamp(min=1e-9 / len(labels))), 6), round(gain, 6)
+    fold, scaling = folds(len(labels), seed).to(features.device), moments(features)
+    plain, _ = held_out(features, labels, weights, fold, classes=classes, penalties=PENALTIES, scaling=scaling)
+    gain = max(likelihood(guessed, labels, labels, weights) for guessed in plain) - before
+    errors = float(wrong / expected.clamp(min=1e-9 / len(labels)))
+    return Calibration(round(errors, 6), round(gain, 6), plain, scaling)
 
 
 def retrain(
@@ -571,6 +602,7 @@ def group_balanced(
     regularization: float | None = None,
     rarity: float = 0.0,
     merit: "Callable[[Tensor, Tensor, Tensor, Tensor], float]" = worst_quarter_of,
+    guesses: "list[Tensor] | None" = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Retrained:
@@ -578,15 +610,17 @@ def group_balanced(
 
     Args:
         merit: how good a strength is, of logits out of fold, labels, groups by most readings, and the weights of samples.
+        guesses: logits (n, C) out of fold for each of PENALTIES, with these weights and folds, where they are known already.
     """
     readings = attributes.view(-1, len(labels))
     values = int(readings.max()) + 1
     weights = _weights(labels, readings, classes, values, rarity)
     penalties = PENALTIES if regularization is None else (1 / (len(labels) * regularization),)
-    fold = folds(len(labels), seed).to(features.device)
-    guesses, _ = held_out(
-        features, labels, weights, fold, classes=classes, penalties=penalties, scaling=scaling, progress=progress
-    )
+    if guesses is None:
+        fold = folds(len(labels), seed).to(features.device)
+        guesses, _ = held_out(
+            features, labels, weights, fold, classes=classes, penalties=penalties, scaling=scaling, progress=progress
+        )
     groups = labels * values + agreed(readings)
     merits = [merit(logits, labels, groups, weights) for logits in guesses]
     best = merits.index(max(merits))

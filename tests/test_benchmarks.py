@@ -74,7 +74,7 @@ def test_dominoes_have_the_shape_s_group_sizes(monkeypatch: pytest.MonkeyPatch) 
         each = 1000 if part == "t10k" else 6000
         return np.zeros((10 * each, 2, 2), np.uint8), [np.arange(kind * each, (kind + 1) * each) for kind in kinds]
 
-    monkeypatch.setattr(dominoes, "_by_class", images)
+    monkeypatch.setattr(dominoes, "by_class", images)
     pool = next(pool for pool in POOLS if pool.name == "celeba-3")
     train, val, test = (pools._in_groups(pool, name) for name in ("train", "val", "test"))
     for split, counts in ((train, SHAPES["celeba"][0]), (val, SHAPES["celeba"][1]), (test, [[450, 450], [450, 450]])):

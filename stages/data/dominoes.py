@@ -72,16 +72,16 @@ def read(
                  (train_size, val_size, test_size), strict=True)}  # fmt: skip
     bias = {"train": train_bias, "val": val_bias, "test": 1 / classes if test_bias is None else test_bias}[split]
     part = "t10k" if split == "test" else "train"
-    item_images, item_rows = _by_class(folder, "FashionMNIST", part, [ITEMS.index(item) for item in items])
-    digit_images, digit_rows = _by_class(folder, "MNIST", part, list(digits))
+    item_images, item_rows = by_class(folder, "FashionMNIST", part, [ITEMS.index(item) for item in items])
+    digit_images, digit_rows = by_class(folder, "MNIST", part, list(digits))
     if split != "test":
-        item_rows = _train_or_val(item_rows, split, per_class["train"], per_class["val"])
-        digit_rows = _train_or_val(digit_rows, split, per_class["train"], per_class["val"])
+        item_rows = train_or_val(item_rows, split, per_class["train"], per_class["val"])
+        digit_rows = train_or_val(digit_rows, split, per_class["train"], per_class["val"])
 
     # RandomState's stream is frozen for good, unlike a Generator's: the demo stays the same under later numpy versions.
     random = np.random.RandomState([seed, ("train", "val", "test").index(split)])
     size = per_class[split]
-    pairs: list[tuple[int, int, int, int]] = []
+    attributes: list[np.ndarray] = []
     for label, rows in enumerate(item_rows):
         if not 0 < size <= len(rows):
             raise BadData(
@@ -91,34 +91,75 @@ def read(
             )
         agreeing = round(bias * size)
         others = [digit for digit in range(classes) if digit != label]
-        attributes = np.array([label] * agreeing + [others[i % len(others)] for i in range(size - agreeing)])
-        random.shuffle(attributes)
-        for item, attribute in zip(rows[:size], attributes, strict=True):
+        attributes.append(np.array([label] * agreeing + [others[i % len(others)] for i in range(size - agreeing)]))
+    pairs = paired(item_rows, digit_rows, attributes, random)
+    return composed(folder, part, item_images, digit_images, pairs, class_names=items, attributes=digits)
+
+
+def paired(
+    item_rows: Sequence[np.ndarray],
+    digit_rows: Sequence[np.ndarray],
+    attributes: Sequence[np.ndarray],
+    random: np.random.RandomState,
+) -> np.ndarray:
+    """Which item stands under which digit: (n, 4) int64 of item, digit, class and attribute, class by class.
+
+    Args:
+        item_rows: of each class, the rows of its items; the first of them are taken.
+        digit_rows: of each attribute, the rows of its digits; each domino draws one.
+        attributes: of each class, those of its dominoes, dealt out at random.
+    """
+    pairs: list[tuple[int, int, int, int]] = []
+    for label, (rows, dealt) in enumerate(zip(item_rows, attributes, strict=True)):
+        dealt = random.permutation(dealt)
+        for item, attribute in zip(rows[: len(dealt)], dealt, strict=True):
             digit = digit_rows[attribute][random.randint(len(digit_rows[attribute]))]
             pairs.append((int(item), int(digit), label, int(attribute)))
-    item_index, digit_index, labels, attributes = np.array(pairs, dtype=np.int64).T
-    halves = digit_images[digit_index], item_images[item_index]
+    return np.array(pairs, dtype=np.int64)
+
+
+def composed(
+    folder: Path,
+    part: str,
+    items: np.ndarray,
+    digits: np.ndarray,
+    pairs: np.ndarray,
+    *,
+    class_names: Sequence[str],
+    attributes: Sequence[int],
+) -> Split:
+    """The split of these dominoes.
+
+    Args:
+        folder, part: where the images are from, "train" or "t10k".
+        items, digits: all images (n, 28, 28) uint8 of it.
+        pairs: see `paired`.
+        class_names: of the classes.
+        attributes: the digit of each attribute.
+    """
+    item_index, digit_index, labels, values = pairs.T
+    halves = digits[digit_index], items[item_index]
     return Split(
         labels=labels,
         # A domino is told by its item: each item stands in one domino only.
         ids=item_index,
         load=partial(_compose, *halves),
         locate=partial(_locate, str(folder), part, item_index, digit_index),
-        class_names=list(items),
+        class_names=list(class_names),
         ids_are=f"image of FashionMNIST/raw/{part}-images-idx3-ubyte, from 0",
-        attributes=attributes,
-        attribute_names=[DIGITS[digit] for digit in digits],
+        attributes=values,
+        attribute_names=[DIGITS[digit] for digit in attributes],
         origin=partial(_origin, *halves),
     )
 
 
-def _train_or_val(rows: list[np.ndarray], split: str, train: int, val: int) -> list[np.ndarray]:
+def train_or_val(rows: list[np.ndarray], split: str, train: int, val: int) -> list[np.ndarray]:
     """Cut each class's rows in two in the proportion of the two splits: train from the front, val from the back."""
     cuts = [max(1, min(len(members) - 1, len(members) * train // max(train + val, 1))) for members in rows]
     return [members[:cut] if split == "train" else members[cut:] for members, cut in zip(rows, cuts, strict=True)]
 
 
-def _by_class(folder: Path, name: str, part: str, classes: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+def by_class(folder: Path, name: str, part: str, classes: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
     """All images (n, 28, 28) uint8 of one idx file, and the rows of each class in it."""
     images = read_idx(folder / name / "raw" / f"{part}-images-idx3-ubyte")
     labels = read_idx(folder / name / "raw" / f"{part}-labels-idx1-ubyte")

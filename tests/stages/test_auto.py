@@ -263,24 +263,38 @@ def test_calibration_by_hand() -> None:
     weight, offset = torch.tensor([[0.0] * 6, [2.0, -1.0, 0.0, 0.0, 0.0, 0.0]]), torch.tensor([0.0, 0.3])
     chances = torch.softmax(features @ weight.T + offset, dim=1)[:, 1]
     labels = (torch.rand(4000, generator=generator) < chances).long()
-    told = {"classes": 2, "scaling": moments(features), "seed": 0}
-    errors, unused = calibration(features, labels, (weight, offset), **told)
-    assert errors == pytest.approx(1, abs=0.1) and abs(unused) < 0.01
+    told = {"classes": 2, "seed": 0}
+    known = calibration(features, labels, (weight, offset), **told)
+    assert known.errors == pytest.approx(1, abs=0.1) and abs(known.unused) < 0.01
     # Three times as sure: more errors than expected, and its scale alone is nothing to gain by.
-    surer, same = calibration(features, labels, (3 * weight, 3 * offset), **told)
-    assert surer > 2 and same == pytest.approx(unused, abs=0.005)
+    surer = calibration(features, labels, (3 * weight, 3 * offset), **told)
+    assert surer.errors > 2 and surer.unused == pytest.approx(known.unused, abs=0.005)
     # Another feature that tells the class, which the head does not use.
     features[:, 5] += 3.0 * labels
-    told["scaling"] = moments(features)
-    still, much = calibration(features, labels, (weight, offset), **told)
-    assert still == errors and much > 0.2
+    more = calibration(features, labels, (weight, offset), **told)
+    assert more.errors == known.errors and more.unused > 0.2
+
+
+def test_plain_retraining_is_cross_validated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is the repair: the readings' guesses are those that the strength of the new head is chosen by."""
+    features, labels, base = uneven(3000, seed=2)
+    known = calibration(features, labels, base, classes=2, seed=0)
+    fitted_alike = {"classes": 2, "scaling": known.scaling, "merit": likelihood}
+    anew, known_already = (group_balanced(features, labels, labels, guesses=guesses, **fitted_alike) for guesses in
+                           (None, known.guesses))  # fmt: skip
+    assert torch.equal(anew.weight, known_already.weight) and torch.equal(anew.right, known_already.right)
+    calls = []
+    real = auto.held_out
+    monkeypatch.setattr(auto, "held_out", lambda *told, **more: calls.append(told[2]) or real(*told, **more))
+    done = repair(features, labels, base)
+    plainly = [weights for weights in calls if torch.equal(weights, balanced(labels, 2))]
+    assert done.plain and len(plainly) == 1
 
 
 def test_a_rare_class_is_nothing_that_a_head_does_not_use() -> None:
     """The head that fits these labels best gains a lot of class-balanced likelihood by weighing classes alike alone."""
     features, labels, base = uneven(6000, seed=1)
-    _, unused = calibration(features, labels, base, classes=2, scaling=moments(features), seed=0)
-    assert abs(unused) < 0.02
+    assert abs(calibration(features, labels, base, classes=2, seed=0).unused) < 0.02
     fair = base[1] - torch.log(torch.bincount(labels) / len(labels))
     logits = [features @ base[0].T + offset for offset in (base[1], fair)]
     weights = balanced(labels, 2)
@@ -375,7 +389,8 @@ def test_what_is_no_neglected_class(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = repair(features[few], labels[few], base)
     assert kept.kept is not None and torch.equal(kept.weight, base[0])
     # A validation split that is more biased than the model.
-    monkeypatch.setattr(auto, "calibration", lambda *_, **__: (1.0, 0.1))
+    real = auto.calibration
+    monkeypatch.setattr(auto, "calibration", lambda *told, **more: replace(real(*told, **more), errors=1.0, unused=0.1))
     alone = repair(features, labels, base)
     assert alone.kept is not None and alone.evidence is not None and alone.evidence.neglects()
 
