@@ -29,7 +29,7 @@ import torch
 from benchmarks.pools import POOLS, REPOSITORY, Pool
 from benchmarks.sets import Drawn, FeatureSet, draw
 from stages import baselines
-from stages.auto import Evidence, group_balanced, likelihood, repair, retrain
+from stages.auto import EVENED, PLAIN, Evidence, group_balanced, likelihood, repair, retrain
 from stages.identify import identify
 from stages.logistic import RARITY, fit, folds, held_out, moments
 from stages.passes import predict
@@ -132,7 +132,7 @@ def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
     repaired = repair(x, y, base, seed=seed)
     seconds = time.monotonic() - started
     new = repaired.retrained
-    if new is None or repaired.plain:
+    if new is None or repaired.remedy == PLAIN:
         new = retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, seed=seed)
     minority, said = drawn.attributes % classes != y, new.attributes != y
     hits = int((minority & said & (new.attributes == drawn.attributes % classes)).sum())
@@ -140,7 +140,7 @@ def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
     evidence = repaired.evidence or Evidence(None, None, None, None, None, classes=classes)
     return {
         "verdict": repaired.verdict.bias, "verdict_mirror": repaired.verdict.mirror, **vars(evidence),
-        "kept": repaired.kept, "plain": repaired.plain, "seconds": round(seconds, 2),
+        "kept": repaired.kept, "remedy": repaired.remedy, "seconds": round(seconds, 2),
         "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),
         "forced": drawn.worst_group(new.weight, new.bias),
         "recall": hits / max(1, int(minority.sum())), "precision": hits / max(1, int(said.sum())),
@@ -377,7 +377,7 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
         text += ["", "### Group sizes of other benchmarks", ""]
         text += _head(
             "pool | sets | ERM | published, best of 3 by hindsight | last layer | class-balanced | auto | oracle | "
-            "own oracle | base kept | plain"
+            "own oracle | base kept | plain | biases alone"
         )
         for name in dict.fromkeys(line["pool"] for line in shaped):
             text.append(_shape_row(name, [line for line in shaped if line["pool"] == name], columns))
@@ -386,7 +386,8 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def _shape_row(title: str, lines: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    return f"{_row(title, lines, columns)} {sum(line['plain'] for line in lines)} |"
+    remedies = (str(sum(line["remedy"] == remedy for line in lines)) for remedy in (PLAIN, EVENED))
+    return f"{_row(title, lines, columns)} {' | '.join(remedies)} |"
 
 
 def _head(columns: str) -> list[str]:

@@ -24,6 +24,8 @@ from nsfcli.command import (
 
 # The parameters that each solver reads.
 READS = {"auto": ("solver", "regularization", "seed"), "published": ("solver", "steps", "learning_rate", "seed")}
+# The head by its remedy (`stages.auto.Repaired`), where it is of no pseudo-groups.
+WITHOUT_GROUPS = {"plain": "new head, every class weighing the same", "evened": "base head with other biases"}
 
 
 @params.options("update")
@@ -42,9 +44,10 @@ def update(
 ) -> None:
     """Make the new linear head, or keep the base head where there is no bias to remove.
 
-    Solver auto retrains with rare class x pseudo-attribute cells weighing the more or, where these carry no repair and the
-    base head neglects a class or is too sure of itself, with every class weighing the same (docs/method.md). Solver
-    published trains on T(x) as the paper does, half rescued and half conforming samples a step.
+    Solver auto retrains with rare class x pseudo-attribute cells weighing the more. Where these carry no repair it retrains
+    with every class weighing the same if the base head is too sure of itself, and changes the base head's biases alone if
+    it neglects a class (docs/method.md). Solver published trains on T(x) as the paper does, half rescued and half
+    conforming samples a step.
 
     Reads artifacts/features/val.safetensors, the three artifacts before this one and the base head; writes
     artifacts/update.safetensors: `rescued`, `conforming` (n,), `weight`, `bias` on T(x), `folded_weight`, `folded_bias`
@@ -77,8 +80,9 @@ def update(
         settings.console.message(f"No repair, the base head is kept: {summary['kept_because']}{remedy}.")
     if summary["solver"] == "auto":
         first = summary["verdict_of_identify"]
-        if summary["plain"]:
-            settings.console.message(f"No minority carries a repair, but {_why_plain(summary)}.")
+        remedy = summary["remedy"]
+        if remedy in WITHOUT_GROUPS:
+            settings.console.message(f"No minority carries a repair, but {_why(summary)}.")
         elif first is not None and summary["verdict"] != first:
             settings.console.message(
                 f"`nsf identify` said '{first}'; the completed minority (mirror {_signed(summary['mirror'])}) and "
@@ -89,21 +93,20 @@ def update(
                 f"Doubtful: {summary['doubt']}. No base head is given (--head) to keep; the new head is returned."
             )
         new = f"new head from {summary['pseudo_minority']} samples found to be minority"
-        if summary["plain"]:
-            new = "new head, every class weighing the same"
-        line = f"verdict {summary['verdict']}, {'base head kept' if summary['base_head_kept'] else new} -> {out}"
+        new = "base head kept" if summary["base_head_kept"] else WITHOUT_GROUPS.get(remedy, new)
+        line = f"verdict {summary['verdict']}, {new} -> {out}"
     else:
         line = f"{summary['rescued']} of {summary['minority']} minority samples rescued, {summary['conforming']} conforming"
         line = f"{line} -> {out}"
     settings.console.result(summary, line=line)
 
 
-def _why_plain(summary: Mapping[str, Any]) -> str:
-    """Why every class weighs the same in the new head, and no group more."""
+def _why(summary: Mapping[str, Any]) -> str:
+    """Why there is a new head, though no pseudo-groups carry one."""
     if summary["neglected_class"] is not None:
         return (
-            f"the base head neglects class {summary['neglected_class']}: in the new head every class weighs the same, and "
-            f"accuracy on the worst class is {summary['neglected']:.2f} higher, out of fold"
+            f"the base head neglects class {summary['neglected_class']}: with other biases, every class weighing the same, "
+            f"its accuracy on the worst class is {summary['neglected']:.2f} higher"
         )
     return (
         f"the base head is too sure of itself ({summary['errors']:.1f} times the errors that it expects): in the new head "

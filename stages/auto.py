@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from stages import distributed
 from stages.attributes import Naming, agreed, pseudo_attributes
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Identified, Verdict, assess, identify
-from stages.logistic import RARITY, Heads, Moments, balanced, fit, folds, held_out, moments
+from stages.logistic import RARITY, Heads, Moments, balanced, even_biases, fit, folds, held_out, moments
 from stages.passes import blocks, group_means, predict
 from stages.rows import Rows
 from stages.runtime import Progress, silent
@@ -64,14 +64,19 @@ SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
 # A draw has as many samples of each class as an even one divided by this, or all that there are.
 RARE = 4
-# Samples that a class must have for its accuracy to count in `better` and `neglected`.
+# Samples that a class must have for its accuracy to count in *better* and *neglected*.
 LEAST_OF_CLASS = 20
 # Where no pseudo-groups carry a repair, plain retraining may be one: under the verdict "biased", of a base head that makes
-# so many times the errors that it expects, if LEAST_UNUSED is gained; what it leans on has come apart from the classes.
+# so many times the errors that it expects, if LEAST_UNUSED is gained. What it leans on has come apart from the classes.
 TOO_SURE = 1.55
-# And of one that neglects a class: its accuracies on two classes are so far apart, and a head for which every class weighs
-# the same is as much better at its worst class.
-NEGLECTED = 0.05
+# A base head neglects a class where other biases alone, for which every class weighs the same, are so much better at its
+# worst class.
+NEGLECTED = 0.02
+# And at the classes' mean by more standard errors than this.
+BEYOND = 2.0
+# What a new head came of: pseudo-groups, plain retraining with every class weighing the same, or the base head with other
+# biases.
+GROUPS, PLAIN, EVENED = "groups", "plain", "evened"
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,12 @@ class Repaired:
     Attributes:
         weight, bias: the head to use, the new or the base one.
         verdict: of `identify`, or of the second look where that could not tell or was in doubt.
-        retrained: None where the verdict alone has decided.
+        retrained: None where the verdict alone has decided, and where the base head has other biases alone.
         kept: why the base head is kept, in words; None where it is not.
         doubt: why it would have been kept, where a new head is returned all the same: by force, or for want of a base head.
         evidence: what decides beside the verdict; None where the verdict alone has decided.
-        plain: whether every class weighs the same in the new head, and no group more.
-        neglected: the class that the base head neglects, where that is why.
+        remedy: what the head came of, one of GROUPS, PLAIN and EVENED; None where the base head is kept.
+        neglected: the class that the base head neglects, where EVENED is the remedy.
     """
 
     weight: "Tensor"
@@ -127,7 +132,7 @@ class Repaired:
     kept: str | None
     evidence: "Evidence | None"
     doubt: str | None = None
-    plain: bool = False
+    remedy: str | None = None
     neglected: int | None = None
 
 
@@ -145,8 +150,8 @@ def repair(
 ) -> Repaired:
     """Retrain the head where there is a bias to remove and cross-validation carries it; otherwise keep the base head.
 
-    Where no pseudo-groups carry a repair, and the base head neglects a class or is too sure of itself, the new head is one
-    for which every class weighs the same.
+    Where no pseudo-groups carry a repair, and the base head is too sure of itself, the new head is one for which every class
+    weighs the same; where it neglects a class, it is the base head with other biases.
 
     Of more than SELECTION_VALUES values (and LEAST_SELECTION samples), groups and strength are chosen on a seeded draw of
     the samples, and the head is then fitted to all of them.
@@ -179,10 +184,12 @@ def repair(
     )  # fmt: skip
     if repaired.kept is None or base is None:
         return repaired
-    return _plainly(
-        features, labels, base, repaired, drawn, calibrated,
-        classes=classes, regularization=regularization, seed=seed, progress=progress,
-    )  # fmt: skip
+    if repaired.verdict.bias == BIASED and repaired.evidence is not None and repaired.evidence.too_sure():
+        return _plainly(
+            features, labels, repaired, drawn, calibrated(),
+            classes=classes, regularization=regularization, seed=seed, progress=progress,
+        )  # fmt: skip
+    return _evened(base, repaired, drawn, classes=classes)
 
 
 def _by_groups(
@@ -228,61 +235,68 @@ def _by_groups(
         return Repaired(*kept, verdict, new, doubt, evidence)
     if drawn.samples > len(drawn.labels):
         new = _fitted_to_all(features, labels, new, classes=classes)
-    return Repaired(new.weight, new.bias, verdict, new, None, evidence, doubt)
+    return Repaired(new.weight, new.bias, verdict, new, None, evidence, doubt, GROUPS)
 
 
 def _plainly(
     features: "Features",
     labels: "Tensor",
-    base: "tuple[Tensor, Tensor]",
     repaired: Repaired,
     drawn: "Draw",
-    calibrated: "Callable[[], Calibration]",
+    known: "Calibration",
     *,
     classes: int,
     regularization: float | None,
     seed: int,
     progress: Progress,
 ) -> Repaired:
-    """A head for which every class weighs the same, where something speaks for one; otherwise `repaired` as it is."""
-    import torch
-
-    evidence = repaired.evidence
-    too_sure = repaired.verdict.bias == BIASED and evidence is not None and evidence.too_sure()
+    """A head for which every class weighs the same, and no group more."""
     with distributed.alone():
-        sizes = torch.bincount(drawn.labels, minlength=classes)
-        before = _class_accuracies(predict(drawn.features, *base) == drawn.labels, drawn.labels, sizes)
-        apart = float(before.max() - before.min()) >= NEGLECTED and int(sizes.min()) >= LEAST_OF_CLASS
-        if not apart and not too_sure:
-            return repaired
-        known = calibrated()
         plain = group_balanced(
             drawn.features, drawn.labels, drawn.labels,
             classes=classes, scaling=known.scaling, regularization=drawn.strength(regularization), merit=likelihood,
             guesses=known.guesses if regularization is None else None, seed=seed, progress=progress,
         )  # fmt: skip
-        if evidence is None:
-            evidence = Evidence(None, None, None, None, None, known.errors, known.unused, classes)
-        after = _class_accuracies(plain.right, drawn.labels, sizes)
-    # Beyond three standard errors: one class's accuracy for another's is a trade, and chance may look like a bargain.
-    error = float((after * (1 - after) / sizes).sum().sqrt()) / classes
-    if apart and float((after - before).mean()) > 3 * error:
-        evidence = replace(evidence, neglected=round(float(after.min() - before.min()), 6))
-    if evidence.split_alone() or not (too_sure or evidence.neglects()):
-        return replace(repaired, evidence=evidence)
     plain = replace(plain, readings=labels.unsqueeze(0))
     if drawn.samples > len(drawn.labels):
         plain = _fitted_to_all(features, labels, plain, classes=classes)
-    verdict = replace(repaired.verdict, bias=BIASED)
-    neglected = int(before.argmin()) if evidence.neglects() else None
-    return Repaired(plain.weight, plain.bias, verdict, plain, None, evidence, plain=True, neglected=neglected)
+    return replace(repaired, weight=plain.weight, bias=plain.bias, retrained=plain, kept=None, remedy=PLAIN)
 
 
-def _class_accuracies(right: "Tensor", labels: "Tensor", sizes: "Tensor") -> "Tensor":
-    """The accuracy on each class (C,) float64, of so many samples."""
+def _evened(base: "tuple[Tensor, Tensor]", repaired: Repaired, drawn: "Draw", *, classes: int) -> Repaired:
+    """The base head with other biases, where it neglects a class; otherwise `repaired` as it is.
+
+    A bias a class is too little to learn from a split what couples attribute and class in it, whatever the split.
+    """
     import torch
 
-    return torch.bincount(labels[right], minlength=len(sizes)).double() / sizes
+    labels = drawn.labels
+    with distributed.alone():
+        sizes = torch.bincount(labels, minlength=classes)
+        if int(sizes.min()) < LEAST_OF_CLASS:
+            return repaired
+        evened = base[0], base[1] + even_biases(_logits(drawn.features, base), labels, classes)
+        was, now = (predict(drawn.features, *head) == labels for head in (base, evened))
+    before, after, changed = (_class_means(part, labels, sizes) for part in (was, now, was != now))
+    # One class's accuracy for another's is a trade, and chance may look like a bargain. The error is of the differences,
+    # with one more prediction that changes: of a rare class without any nobody knows that there is none.
+    spread = (changed * sizes + 1) / (sizes + 2) - (after - before).square()
+    if float((after - before).mean()) <= BEYOND * float((spread / sizes).sum().sqrt()) / classes:
+        return repaired
+    neglected = round(float(after.min() - before.min()), 6)
+    evidence = replace(repaired.evidence or Evidence(None, None, None, None, None, classes=classes), neglected=neglected)
+    if not evidence.neglects():
+        return replace(repaired, evidence=evidence)
+    verdict = replace(repaired.verdict, bias=BIASED)
+    neglected_class = int(before.argmin())
+    return Repaired(*evened, verdict, None, None, evidence, remedy=EVENED, neglected=neglected_class)
+
+
+def _class_means(of_samples: "Tensor", labels: "Tensor", sizes: "Tensor") -> "Tensor":
+    """The share of each class (C,) float64, of so many samples, for which this (n,) bool is true."""
+    import torch
+
+    return torch.bincount(labels[of_samples], minlength=len(sizes)).double() / sizes
 
 
 @dataclass(frozen=True)
@@ -384,8 +398,8 @@ class Evidence:
             too few samples for one.
         errors: those of the base head over those that its probabilities expect; None without a base head.
         unused: nats a sample that plain, class-balanced retraining gains over the base head, out of fold; None without one.
-        neglected: what that gains in the accuracy on the worst class; None where the base head's are alike or not known, or
-            where the classes on average gain nothing.
+        neglected: what the base head with other biases gains in the accuracy on its worst class; None where the classes on
+            average gain nothing, or where that was not looked at.
         classes: C. Of more than two, hard samples pass for a bias more easily: the bounds are others.
     """
 
@@ -428,7 +442,7 @@ class Evidence:
         return self.errors is not None and self.errors >= TOO_SURE and (self.unused or 0.0) >= LEAST_UNUSED
 
     def neglects(self) -> bool:
-        """Whether the base head errs so much on one class that a head for which all weigh the same is far better there."""
+        """Whether other biases alone would be far better at the class that the base head is worst at."""
         return self.neglected is not None and self.neglected >= NEGLECTED
 
     def tells(self, verdict: Verdict) -> bool:
@@ -517,8 +531,7 @@ def calibration(
     """
     import torch
 
-    logits = torch.cat([rows @ base[0].T + base[1] for (rows,) in blocks(features)]).double()
-    weights = balanced(labels, classes)
+    logits, weights = _logits(features, base), balanced(labels, classes)
     rareness = -torch.log((torch.bincount(labels, minlength=classes) * classes / len(labels)).clamp(min=1e-9)).double()
     before, offset = -torch.inf, rareness
     for tried in (0 * rareness, rareness):
@@ -532,6 +545,13 @@ def calibration(
     gain = max(likelihood(guessed, labels, labels, weights) for guessed in plain) - before
     errors = float(wrong / expected.clamp(min=1e-9 / len(labels)))
     return Calibration(round(errors, 6), round(gain, 6), plain, scaling)
+
+
+def _logits(features: "Tensor", head: "tuple[Tensor, Tensor]") -> "Tensor":
+    """Of a head (C, d), (C,) on features (n, d): (n, C) float64."""
+    import torch
+
+    return torch.cat([rows @ head[0].T + head[1] for (rows,) in blocks(features)]).double()
 
 
 def retrain(

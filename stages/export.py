@@ -248,7 +248,7 @@ def _card(
         classes=new.class_names(len(new["folded_weight"])),
         parameters=new.metadata.parameters,
         kept_because=kept_because,
-        plain=new.metadata.notes.get("plain") == "true",
+        remedy=new.metadata.notes.get("remedy"),
         samples=len(new["rescued"]),
         rescued=int(new["rescued"].sum()),
         conforming=int(new["conforming"].sum()),

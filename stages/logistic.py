@@ -190,6 +190,45 @@ def balanced(cells: "Tensor", count: int | None = None, rarity: float = 0.0) -> 
     return weights
 
 
+def even_biases(logits: "Tensor", labels: "Tensor", classes: int, iterations: int = 100) -> "Tensor":
+    """What to add to a head's biases for every class to weigh the same: (C,) float32, of mean zero.
+
+    Bias-corrected temperature scaling (Alexandari et al., ICML 2020, section 3.2) with class-balanced weights w: where
+    sum_i w_i * CE(t * logits_i + b, y_i) is least over t > 0 and b, b / t. The logits' scale is let loose, for with that of
+    a head that is too sure of itself the biases would be too large; it changes no prediction.
+
+    Args:
+        logits: (n, C) float64.
+        labels: (n,) int64 in [0, classes), some of each class.
+    """
+    import torch
+    from torch.nn.functional import one_hot
+
+    weights = balanced(labels, classes).double().unsqueeze(1)
+    truth = one_hot(labels, classes)
+    # Of unit spread, so that steps in the scale and in the biases are of one size.
+    spread = logits.std().clamp(min=1e-9)
+    unit = logits / spread
+    scale = torch.zeros(1, dtype=torch.float64, device=logits.device)
+    bias = torch.zeros(classes, dtype=torch.float64, device=logits.device)
+    scale.grad, bias.grad = torch.zeros_like(scale), torch.zeros_like(bias)
+    of_scale, of_bias = scale.grad, bias.grad
+    optimizer = lbfgs([scale, bias], iterations, GRADIENT_TOLERANCE / 100, CHANGE_TOLERANCE / 100)
+
+    def loss_and_gradient() -> "Tensor":
+        scaled = scale.exp() * unit
+        log_p = torch.log_softmax(scaled + bias, dim=1)
+        residual = (log_p.exp() - truth) * weights
+        of_bias.copy_(residual.sum(dim=0))
+        of_scale.copy_((residual * scaled).sum())
+        return -(log_p * truth * weights).sum()
+
+    with torch.no_grad():
+        optimizer.step(loss_and_gradient)
+    added = (bias - bias.mean()) / scale.exp() * spread
+    return added.float()
+
+
 def folds(samples: int, seed: int) -> "Tensor":
     """The fold (n,) int64 in which each sample is held out, on the CPU, so that every device draws alike."""
     import torch

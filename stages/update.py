@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stages import artifacts, distributed
 from stages.adam import Adam
 from stages.artifacts import Metadata
-from stages.auto import Repaired, repair
+from stages.auto import PLAIN, Repaired, repair
 from stages.errors import BadValues
 from stages.identify import Identified
 from stages.logistic import cross_entropy
@@ -188,8 +188,8 @@ def run(
     Returns:
         A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`; of solver "auto"
         `doubt` (why the base head would have been kept, where it is not), `verdict`, `verdict_of_identify`, `mirror`, the
-        fields of `stages.auto.Evidence`, `plain` (whether every class weighs the same in the new head, and no group more),
-        `neglected_class` (where that is why), `pseudo_minority` and `penalty` too, None where they were not needed.
+        fields of `stages.auto.Evidence`, `remedy` (what the head came of, see `stages.auto.Repaired`), `neglected_class`
+        (where that is why), `pseudo_minority` and `penalty` too, None where they were not needed.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;
@@ -230,7 +230,7 @@ def run(
                 force=force, seed=seed, progress=progress,
             )  # fmt: skip
             because, again = repaired.kept, repaired.retrained
-            attributes = again.attributes if again is not None and not repaired.plain else None
+            attributes = again.attributes if again is not None and repaired.remedy != PLAIN else None
             new = Updated(
                 *unfold(repaired.weight, repaired.bias, scale, shift), repaired.weight, repaired.bias
             )  # fmt: skip
@@ -240,7 +240,7 @@ def run(
                 "verdict_of_identify": found.metadata.notes.get("verdict"),
                 "mirror": repaired.verdict.mirror,
                 **_evidence(repaired),
-                "plain": repaired.plain,
+                "remedy": repaired.remedy,
                 "neglected_class": None if repaired.neglected is None else data.class_names(classes)[repaired.neglected],
                 "pseudo_minority": None if attributes is None else distributed.count(int((attributes != labels).sum())),
                 "penalty": again.penalty if again is not None else None,
@@ -274,7 +274,7 @@ def run(
             notes={
                 "base_head_kept": str(because is not None).lower(),
                 "kept_because": because or "",
-                "plain": str(extra.get("plain", False)).lower(),
+                "remedy": extra.get("remedy") or "",
             },
         )
         tensors = {"rescued": rescued, "conforming": conforming, "pseudo_attributes": attributes, **vars(new)}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from stages import auto
 from stages.artifacts import read
 from stages.attributes import EVENNESSES, SEEDS
 from stages.auto import (
+    EVENED,
+    GROUPS,
     PENALTIES,
+    PLAIN,
     Draw,
     Evidence,
     calibration,
@@ -277,18 +281,20 @@ def test_calibration_by_hand() -> None:
 
 def test_plain_retraining_is_cross_validated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it is the repair: the readings' guesses are those that the strength of the new head is chosen by."""
-    features, labels, base = uneven(3000, seed=2)
+    features, labels, base = too_sure()
     known = calibration(features, labels, base, classes=2, seed=0)
     fitted_alike = {"classes": 2, "scaling": known.scaling, "merit": likelihood}
-    anew, known_already = (group_balanced(features, labels, labels, guesses=guesses, **fitted_alike) for guesses in
-                           (None, known.guesses))  # fmt: skip
+    anew, known_already = (
+        group_balanced(features, labels, labels, guesses=guesses, **fitted_alike) for guesses in (None, known.guesses)
+    )
     assert torch.equal(anew.weight, known_already.weight) and torch.equal(anew.right, known_already.right)
     calls = []
     real = auto.held_out
     monkeypatch.setattr(auto, "held_out", lambda *told, **more: calls.append(told[2]) or real(*told, **more))
+    monkeypatch.setattr(Evidence, "carries", lambda *_: False)
     done = repair(features, labels, base)
     plainly = [weights for weights in calls if torch.equal(weights, balanced(labels, 2))]
-    assert done.plain and len(plainly) == 1
+    assert done.remedy == PLAIN and len(plainly) == 1
 
 
 def test_a_rare_class_is_nothing_that_a_head_does_not_use() -> None:
@@ -333,22 +339,20 @@ def class_accuracies(head: tuple[torch.Tensor, torch.Tensor]) -> list[float]:
 
 @pytest.mark.parametrize("samples", [3000, 1000])
 def test_a_class_that_the_base_head_neglects(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No minority carries a repair, and the new head is one for which every class weighs the same; on a draw, too."""
+    """No minority carries a repair: the base head's weights, with biases for which every class weighs the same."""
     features, labels, base = uneven(3000, seed=2)
     monkeypatch.setattr(auto, "SELECTION_VALUES", samples * WIDTH)
     monkeypatch.setattr(auto, "LEAST_SELECTION", 1)
     done = repair(features, labels, base)
-    assert done.kept is None and done.plain and done.neglected == 1 and done.verdict.bias == BIASED
+    assert done.kept is None and done.remedy == EVENED and done.neglected == 1 and done.verdict.bias == BIASED
     assert done.evidence is not None and done.evidence.neglected is not None and done.evidence.neglected >= 0.1
     before, after = class_accuracies(base), class_accuracies((done.weight, done.bias))
     assert before[0] > 0.95 and before[1] < 0.8 and min(after) > 0.85
-    assert done.retrained is not None and torch.equal(done.retrained.readings, labels.unsqueeze(0))
-    weights = balanced(labels, 2).unsqueeze(0)
-    known = fit(features, labels, weights, classes=2, penalty=done.retrained.penalty, scaling=moments(features))
-    # Of a draw the penalty is on features that were standardised by the draw.
-    torch.testing.assert_close(done.weight, known.on_features(moments(features))[0][0], atol=0.02, rtol=0)
-    given = repair(features, labels, base, regularization=0.01)
-    assert given.retrained is not None and given.retrained.penalty == pytest.approx(1 / (0.01 * 3000))
+    assert torch.equal(done.weight, base[0]) and done.bias[1] - base[1][1] > done.bias[0] - base[1][0] + 1
+    if samples == 3000:
+        right = [predict(features, *head) == labels for head in (base, (done.weight, done.bias))]
+        worst = [min(float(each[labels == label].double().mean()) for label in (0, 1)) for each in right]
+        assert done.evidence.neglected == pytest.approx(worst[1] - worst[0], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -359,40 +363,69 @@ def test_whether_a_base_head_is_too_sure(errors: float | None, unused: float | N
     assert Evidence(None, None, None, None, None, errors, unused).too_sure() is sure
 
 
-def test_a_base_head_that_is_too_sure_is_retrained_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An even validation split, a head of a biased one, and pseudo-groups that carry nothing."""
-    features, labels, _ = spurious(6000, bias=0.97, seed=5)
-    weight, bias = fitted(features, labels, 1e-2)
-    base = 3 * weight, 3 * bias
+@pytest.mark.parametrize("samples", [1000, 600])
+def test_a_base_head_that_is_too_sure_is_retrained_plainly(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An even validation split, a head of a biased one, and pseudo-groups that carry nothing; of a draw, too."""
+    monkeypatch.setattr(auto, "SELECTION_VALUES", samples * WIDTH)
+    monkeypatch.setattr(auto, "LEAST_SELECTION", 1)
     monkeypatch.setattr(Evidence, "carries", lambda *_: False)
-    features, labels, _ = spurious(1000, bias=0.5, seed=6)
+    features, labels, base = too_sure()
     done = repair(features, labels, base)
-    assert done.kept is None and done.plain and done.neglected is None
+    assert done.kept is None and done.remedy == PLAIN and done.neglected is None
     assert done.evidence is not None and done.evidence.too_sure() and done.evidence.neglected is None
     assert worst_group((done.weight, done.bias)) > worst_group(base) + 0.1
+    assert done.retrained is not None and torch.equal(done.retrained.readings, labels.unsqueeze(0))
+    weights, penalty = balanced(labels, 2).unsqueeze(0), done.retrained.penalty
+    known = fit(features, labels, weights, classes=2, penalty=penalty, scaling=moments(features))
+    # Of a draw the penalty is on features that were standardised by the draw.
+    torch.testing.assert_close(done.weight, known.on_features(moments(features))[0][0], atol=0.02, rtol=0)
+    given = repair(features, labels, base, regularization=0.01)
+    assert given.retrained is not None and given.retrained.penalty == pytest.approx(1 / (0.01 * 1000))
     # Not where the verdict is another.
     monkeypatch.setattr(auto, "assess", lambda *_, **__: Verdict(CANNOT_TELL, -0.25, []))
     monkeypatch.setattr(Evidence, "tells", lambda *_: False)
     assert repair(features, labels, base).kept == "the verdict is 'cannot tell'"
 
 
+def too_sure() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """An even split of 1000, and a head with logits three times too large that was fitted to a biased one."""
+    weight, bias = fitted(*spurious(6000, bias=0.97, seed=5)[:2], 1e-2)
+    features, labels, _ = spurious(1000, bias=0.5, seed=6)
+    return features, labels, (3 * weight, 3 * bias)
+
+
 def test_what_is_no_neglected_class(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels, base = uneven(3000, seed=2)
     # By force it is the pseudo-groups' head.
-    assert not repair(features, labels, base, force=True).plain
-    # A base head that is as good at one class as at the other, and one whose accuracies differ less than that.
-    for rare in (0.5, 0.2):
-        kept = repair(features, labels, _head_of_uneven(rare))
-        assert kept.kept is not None and (kept.evidence is None or not kept.evidence.neglects())
+    assert repair(features, labels, base, force=True).remedy == GROUPS
+    # A base head that is as good at one class as at the other.
+    kept = repair(features, labels, _head_of_uneven(0.5))
+    assert kept.kept is not None and (kept.evidence is None or not kept.evidence.neglects())
     # Too few samples for an accuracy.
     few = torch.cat([(labels == 0).nonzero().flatten(), (labels == 1).nonzero().flatten()[:19]])
     kept = repair(features[few], labels[few], base)
     assert kept.kept is not None and torch.equal(kept.weight, base[0])
-    # A validation split that is more biased than the model.
-    real = auto.calibration
-    monkeypatch.setattr(auto, "calibration", lambda *told, **more: replace(real(*told, **more), errors=1.0, unused=0.1))
-    alone = repair(features, labels, base)
-    assert alone.kept is not None and alone.evidence is not None and alone.evidence.neglects()
+    # A gain within two standard errors, and a gain of the classes' mean that the worst class has no part in.
+    for name, value in (("BEYOND", 20.0), ("NEGLECTED", 0.5)):
+        with monkeypatch.context() as patched:
+            patched.setattr(auto, name, value)
+            kept = repair(features, labels, base)
+        assert kept.kept is not None and torch.equal(kept.bias, base[1])
+        told = kept.evidence is not None and kept.evidence.neglected is not None
+        assert told is (name == "NEGLECTED")
+
+
+@pytest.mark.parametrize("bias", [0.8, 0.95])
+def test_other_biases_learn_nothing_of_a_split_that_alone_is_biased(bias: float) -> None:
+    """A base head that neglects a class, and an attribute that goes with the class in the validation split alone."""
+    features, labels, base = uneven(4000, seed=3)
+    generator = torch.Generator().manual_seed(1)
+    agrees = torch.rand(4000, generator=generator) < bias
+    features[:, 30] += 4.0 * torch.where(agrees, labels, 1 - labels)
+    done = repair(features, labels, base)
+    assert done.remedy == EVENED
+    before, after = class_accuracies(base), class_accuracies((done.weight, done.bias))
+    assert min(after) > min(before) + 0.05
 
 
 def test_without_a_head_there_is_nothing_to_keep() -> None:
@@ -735,20 +768,43 @@ def test_a_second_look_is_told(nsf: Callable[..., Done]) -> None:
 @pytest.mark.usefixtures("files")
 def test_a_neglected_class_is_told(nsf: Callable[..., Done]) -> None:
     features, labels, (weight, bias) = uneven(2000, seed=2)
+    done, made = _updated(nsf, features, labels, weight, bias)
+    assert (done["neglected_class"], done["verdict"], done["remedy"]) == ("1", BIASED, EVENED)
+    assert done["stderr"] == (
+        "No minority carries a repair, but the base head neglects class 1: with other biases, every class weighing the "
+        f"same, its accuracy on the worst class is {done['neglected']:.2f} higher.\n"
+    )
+    assert nsf("update").stdout.startswith("verdict biased, base head with other biases -> ")
+    assert torch.equal(made["folded_weight"], weight) and not torch.equal(made["folded_bias"], bias)
+    assert done["penalty"] is None
+
+
+@pytest.mark.usefixtures("files")
+def test_a_head_that_is_too_sure_is_told(nsf: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+    features, labels, (weight, bias) = too_sure()
+    done, made = _updated(nsf, features, labels, weight, bias)
+    assert (done["neglected_class"], done["verdict"], done["remedy"]) == (None, BIASED, PLAIN)
+    assert done["stderr"] == (
+        f"No minority carries a repair, but the base head is too sure of itself ({done['errors']:.1f} times the errors that "
+        f"it expects): in the new head every class weighs the same, for {done['unused']:.2f} nats a sample, out of fold.\n"
+    )
+    assert nsf("update").stdout.startswith("verdict biased, new head, every class weighing the same -> ")
+    assert not torch.equal(made["folded_weight"], weight) and done["penalty"] in PENALTIES
+
+
+def _updated(
+    nsf: Callable[..., Done], features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What `nsf update --json` says on stdout and, as `stderr`, beside it; and what it writes."""
     save_file({"features": features, "labels": labels}, "artifacts/features/val.safetensors")
     save_file({"weight": weight, "bias": bias}, "artifacts/head.safetensors")
     for stage in ("identify", "neutralize", "eliminate"):
         assert nsf(stage).code == 0
     done = nsf("update", "--json")
-    assert not done.json["base_head_kept"] and done.json["neglected_class"] == "1" and done.json["verdict"] == BIASED
-    assert done.stderr == (
-        "No minority carries a repair, but the base head neglects class 1: in the new head every class weighs the same, and "
-        f"accuracy on the worst class is {done.json['neglected']:.2f} higher, out of fold.\n"
-    )
-    assert nsf("update").stdout.startswith("verdict biased, new head, every class weighing the same -> ")
     made = load_file("artifacts/update.safetensors")
-    assert "pseudo_attributes" not in made and not torch.equal(made["folded_weight"], weight)
-    assert done.json["pseudo_minority"] is None and done.json["penalty"] in PENALTIES
+    assert not done.json["base_head_kept"] and done.json["pseudo_minority"] is None and "pseudo_attributes" not in made
+    return done.json | {"stderr": done.stderr}, made
 
 
 @pytest.mark.usefixtures("files")

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from stages import models
-from stages.auto import Evidence, Repaired
+from stages.auto import EVENED, PLAIN, Evidence, Repaired
 from stages.identify import Verdict
 from stages.models import checkpoints
 from stages.runtime import reproducible
@@ -214,13 +214,14 @@ def test_the_base_head_kept(
     assert_only(set(), before, after)
     card = Path("artifacts/export/MODEL_CARD.md").read_text()
     assert "left as it was by nsf" in card and said["kept_because"] in card and "repaired" not in card
-    # And of a head that knows of no group.
+    # And of heads that know of no group.
     evidence = Evidence(None, None, None, None, None, 2.0, 0.1)
-    even = Repaired(torch.ones(2, 16), torch.zeros(2), Verdict("biased", None, []), None, None, evidence, plain=True)
-    monkeypatch.setattr("stages.update.repair", lambda *_, **__: even)
-    assert nsf("update", "--solver", "auto").code == nsf("evaluate").code == nsf("export").code == 0
-    card = Path("artifacts/export/MODEL_CARD.md").read_text()
-    assert "repaired by nsf" in card and "so that every class weighs the same" in card and "leans less" not in card
+    for remedy, said_of_it in ((PLAIN, "been rebuilt so that every"), (EVENED, "other biases, with which every")):
+        even = Repaired(torch.ones(2, 16), torch.zeros(2), Verdict("biased", None, []), None, None, evidence, remedy=remedy)
+        monkeypatch.setattr("stages.update.repair", lambda *_, even=even, **__: even)
+        assert nsf("update", "--solver", "auto").code == nsf("evaluate").code == nsf("export").code == 0
+        card = Path("artifacts/export/MODEL_CARD.md").read_text()
+        assert "repaired by nsf" in card and said_of_it in card and "leans less" not in card
 
 
 def test_one_sigmoid_output(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from stages.logistic import Heads, balanced, cross_entropy, fit, folds, held_out, moments
+from stages.logistic import Heads, balanced, cross_entropy, even_biases, fit, folds, held_out, moments
 
 
 def sample(samples: int = 300, width: int = 7, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,3 +132,30 @@ def test_held_out_logits_do_not_know_their_own_label() -> None:
     options = {"classes": 2, "penalties": (0.003,), "scaling": moments(features)}
     [logits], _ = held_out(features, labels, torch.full((400,), 1 / 400), folds(400, 0), **options)
     assert abs(float((logits.argmax(dim=1) == labels).double().mean()) - 0.5) < 0.1
+
+
+def test_even_biases_by_scikit_learn() -> None:
+    """Two classes: a logistic regression on the difference of the logits, whose scale changes nothing."""
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(3000, generator=generator) < 0.1).long()
+    logits = torch.randn(3000, 2, generator=generator, dtype=torch.float64)
+    logits[:, 1] += 2.0 * labels - 3.0
+    added = even_biases(logits, labels, 2)
+    margin = (logits[:, 1] - logits[:, 0]).unsqueeze(1).numpy()
+    known = LogisticRegression(C=1e9, class_weight="balanced", tol=1e-10).fit(margin, labels.numpy())
+    assert float(added.sum()) == pytest.approx(0, abs=1e-6)
+    assert float(added[1] - added[0]) == pytest.approx(known.intercept_[0] / known.coef_[0, 0], rel=1e-4)
+    torch.testing.assert_close(even_biases(50 * logits, labels, 2), 50 * added, rtol=1e-3, atol=0)
+
+
+def test_even_biases_undo_what_rareness_did() -> None:
+    """Labels drawn by three classes' probabilities, and the head that knows how rare the classes are."""
+    generator = torch.Generator().manual_seed(0)
+    fair = 2 * torch.randn(60_000, 3, generator=generator, dtype=torch.float64)
+    shares = torch.tensor([0.7, 0.25, 0.05], dtype=torch.float64)
+    told = fair + shares.log()
+    labels = torch.multinomial(torch.softmax(told, dim=1), 1, generator=generator).squeeze(1)
+    added = even_biases(told, labels, 3).double()
+    rareness = (torch.bincount(labels).double() / len(labels)).log()
+    # The probabilities over the classes' shares, by Bayes.
+    torch.testing.assert_close(added, rareness.mean() - rareness, atol=0.03, rtol=0)
