@@ -381,7 +381,8 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
         )
         for name in dict.fromkeys(line["pool"] for line in shaped):
             text.append(_shape_row(name, [line for line in shaped if line["pool"] == name], columns))
-        text.append(_shape_row("**all**", shaped, columns))
+        with_bias = {pool.name for pool in POOLS if pool.biased}
+        text.append(_shape_row("**all biased**", [line for line in shaped if line["pool"] in with_bias], columns))
     return "\n".join(text) + "\n"
 
 

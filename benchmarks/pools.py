@@ -72,7 +72,7 @@ class Pool:
     @property
     def biased(self) -> bool:
         """Whether attribute and class go together in training."""
-        return self.shape is not None or self.bias > 1 / len(self.classes)
+        return self.shape != "rare" and (self.shape is not None or self.bias > 1 / len(self.classes))
 
     def group_sizes(self, split: str) -> np.ndarray:
         """Of a pool with a shape, how many samples of each class and attribute the split holds, (C, 2)."""
@@ -98,7 +98,7 @@ def _shaped(name: str, role: str, shape: str, items: Sequence[str], digits: Sequ
 
 # Group sizes, class x attribute, of train and val: those of Waterbirds (Sagawa et al. 2020), of which val holds both
 # attributes of a class alike, and the proportions of CelebA's blond hair x gender (one class holds both alike), MultiNLI's
-# negations (three classes, two attributes) and CivilComments' mention of any identity.
+# negations (three classes, two attributes) and CivilComments' mention of any identity. The last is CelebA's without a bias.
 SHAPES: Mapping[str, tuple[list[list[int]], list[list[int]]]] = {
     "waterbirds": ([[3498, 184], [56, 1057]], [[467, 466], [133, 133]]),
     "celeba": ([[3520, 3280], [1120, 68]], [[1720, 1670], [575, 36]]),
@@ -107,6 +107,7 @@ SHAPES: Mapping[str, tuple[list[list[int]], list[list[int]]]] = {
     # Of as many sentences as there are.
     "waterbirds-text": ([[1749, 92], [28, 528]], [[233, 233], [66, 66]]),
     "civilcomments-text": ([[1100, 672], [95, 132]], [[550, 336], [47, 66]]),
+    "rare": ([[3400, 3400], [594, 594]], [[1695, 1695], [305, 306]]),
 }
 # Test samples of each group of these.
 OF_GROUP = 450
@@ -227,6 +228,11 @@ POOLS: tuple[Pool, ...] = (
     _shaped("multinli-1", "tune", "multinli", ("t-shirt", "pullover", "dress"), (5, 6), 34),
     _shaped("multinli-2", "tune", "multinli", ("coat", "shirt", "bag"), (1, 9), 35),
     _shaped("civilcomments-1", "tune", "civilcomments", ("t-shirt+trouser", "shirt"), (0, 5), 37),
+    # One more with CelebA's; and with as many rare samples, but no attribute that goes with them, for what a neglected class
+    # is repaired by.
+    _shaped("celeba-5", "tune", "celeba", ("pullover+coat", "shirt"), (0, 3), 62),
+    _shaped("rare-1", "tune", "rare", ("coat+dress", "shirt"), (2, 7), 64),
+    _shaped("rare-2", "tune", "rare", ("t-shirt+pullover", "shirt"), (1, 4), 65),
     _shaped("waterbirds-3", "fresh", "waterbirds", ("t-shirt", "dress"), (3, 8), 41),
     _shaped("waterbirds-4", "fresh", "waterbirds", ("sneaker", "ankle-boot"), (0, 6), 42),
     _shaped("celeba-3", "fresh", "celeba", ("pullover+shirt", "t-shirt"), (5, 9), 43),
@@ -243,6 +249,10 @@ POOLS: tuple[Pool, ...] = (
         "civilcomments-text", "fresh", "minilm", 0.0, ("positive", "negative"), ("movie", "product"), 52,
         shape="civilcomments-text",
     ),
+    # Made after other biases had taken the place of plain retraining for a neglected class.
+    _shaped("celeba-6", "fresh", "celeba", ("sneaker+sandal", "ankle-boot"), (2, 9), 61),
+    _shaped("celeba-7", "fresh", "celeba", ("t-shirt+dress", "shirt"), (6, 8), 63),
+    _shaped("rare-3", "fresh", "rare", ("sandal+bag", "sneaker"), (3, 8), 66),
     # Two attributes at once.
     _pair("two-attributes-97", "report", 0.97, ("coat", "dress"), (0, 1), 3, second=True),
 )  # fmt: skip

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stages import artifacts
 from tests.conftest import REPOSITORY, planted
-from tests.stages.test_auto import biased_head, spurious
+from tests.stages.test_auto import biased_head, spurious, uneven
 from tests.stages.test_passes import shards
 
 # Every stage on features one after the other, in processes that torchrun starts once.
@@ -28,7 +29,7 @@ eliminate.run(features=features, neutralize=n, steps=30, out=e)
 for solver in ("published", "auto"):
     u = out / f"update-{solver}.safetensors"
     update.run(features=features, identify=i, neutralize=n, eliminate=e, head=head, out=u,
-               solver=solver, steps=30, force=True)
+               solver=solver, steps=30, force=sys.argv[5] == "force")
     evaluate.run(features=features, head=head, update=u, out=out / f"evaluate-{solver}.safetensors",
                  metrics_out=out / f"{solver}.json", groups_out=out / f"{solver}.csv")
 # As nsfcli.launch.work ends: taken down with Python, gloo's connections to processes that have gone may abort this one.
@@ -59,21 +60,29 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards(folder / "three", dict(zip(names, tensors, strict=True)), [1700, 1, 3299])
     weight, bias = biased_head(3)
     save_file({"weight": weight, "bias": bias}, folder / "three/head.safetensors")
+    # Of a base head that neglects a class, and is not kept for it.
+    features, labels, (weight, bias) = uneven(5000, seed=2)
+    (folder / "rare").mkdir()
+    shards(folder / "rare", {"features": features, "labels": labels, "attributes": torch.arange(5000) % 2}, [1700, 1, 3299])
+    save_file({"weight": weight, "bias": bias}, folder / "rare/head.safetensors")
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "values"), [("", 1 << 27), ("", 40_000), ("three", 40_000)])
+@pytest.mark.parametrize(("kind", "values"), [("", 1 << 27), ("", 40_000), ("three", 40_000), ("rare", 40_000)])
 def test_artifacts_do_not_depend_on_the_number_of_processes(inputs: Path, tmp_path: Path, kind: str, values: int) -> None:
-    """With the selection on all samples, and on a draw of a third (of three classes: a fifth) of them."""
-    given = inputs / kind
+    """With the selection on all samples, and on a draw of a third (of three classes and the rare one: a fifth) of them."""
+    given, force = inputs / kind, "force" if kind != "rare" else "-"
     made = {}
     for processes in (1, 2, 4):
         out = tmp_path / str(processes)
-        done = run(processes, inputs / "every_stage.py", given / "val.safetensors", given / "head.safetensors", out, values)
+        head = given / "head.safetensors"
+        done = run(processes, inputs / "every_stage.py", given / "val.safetensors", head, out, values, force)
         assert done.returncode == 0, done.stderr
         made[processes] = {path.name: path for path in sorted(out.iterdir())}
         assert not [name for name in made[processes] if name.endswith(".tmp")]
+    remedy = artifacts.read("update", made[1]["update-auto.safetensors"]).metadata.notes["remedy"]
+    assert remedy == ("groups" if force == "force" else "evened")
     for processes in (2, 4):
         assert made[processes].keys() == made[1].keys()
         for name, path in made[1].items():
