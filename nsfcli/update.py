@@ -76,8 +76,8 @@ def update(
             **sections["update"].model_dump(),
         )
     if summary["base_head_kept"]:
-        remedy = "; --force returns the new head all the same" if summary["solver"] == "auto" else ""
-        settings.console.message(f"No repair, the base head is kept: {summary['kept_because']}{remedy}.")
+        way_out = "; --force returns the new head all the same" if summary["solver"] == "auto" else ""
+        settings.console.message(f"No repair, the base head is kept: {summary['kept_because']}{way_out}.")
     if summary["solver"] == "auto":
         first = summary["verdict_of_identify"]
         remedy = summary["remedy"]
