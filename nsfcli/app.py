@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,8 +73,31 @@ def imported(name: str) -> Any:
     """The subcommand itself, imported when it is asked for: a stage does not wait for the other commands."""
     function = getattr(import_module(f"nsfcli.{name}"), name)
     alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    alone.command(name, help=_paragraphs(function.__doc__), rich_help_panel=COMMANDS[name])(_placed(name, function))
+    alone.command(name, cls=Command, help=_paragraphs(function.__doc__), rich_help_panel=COMMANDS[name])(
+        _placed(name, function)
+    )
     return typer.main.get_command(alone)
+
+
+@contextmanager
+def _page() -> Iterator[None]:
+    """While arguments are read: the page of help and the version are printed here."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        forget_stdout()
+        Console().error(str(CannotWrite(f"cannot be written ({error.strerror})", where="stdout")))
+        raise typer.Exit(EXIT_USER_ERROR) from error
+
+
+class Command(TyperCommand):
+    """A subcommand."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _page():
+            return super().parse_args(ctx, args)
 
 
 class Group(TyperGroup):
@@ -92,15 +116,8 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[ARGUMENTS] = list(args)
-        try:
+        with _page():
             return super().parse_args(ctx, hoist(args))
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            # The page of help or the version, which are printed here.
-            forget_stdout()
-            Console().error(str(CannotWrite(f"cannot be written ({error.strerror})", where="stdout")))
-            raise typer.Exit(EXIT_USER_ERROR) from error
 
     def invoke(self, ctx: Any) -> Any:
         settings: Settings | None = None

@@ -244,11 +244,17 @@ def test_a_full_stdout_is_told_and_loses_nothing(options: str, tmp_path: Path) -
             [sys.executable, "-m", "nsfcli", *options.split(), "identify"],
             stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         )  # fmt: skip
-        page = subprocess.run([sys.executable, "-m", "nsfcli", "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+        pages = [
+            subprocess.run(
+                [sys.executable, "-m", "nsfcli", *words, "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+            )
+            for words in ((), ("identify",))
+        ]
     why = "No space left on device"
     told = f"nsf: stdout: the result cannot be shown ({why}), and the command itself is done.\n"
     assert (done.returncode, done.stderr) == (1, told) and (tmp_path / "artifacts/identify.safetensors").exists()
-    assert (page.returncode, page.stderr) == (1, f"nsf: stdout: cannot be written ({why}).\n")
+    for page in pages:
+        assert (page.returncode, page.stderr) == (1, f"nsf: stdout: cannot be written ({why}).\n")
 
 
 def test_debug_shows_where_a_system_s_error_came_from(tmp_path: Path) -> None:
