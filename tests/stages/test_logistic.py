@@ -159,3 +159,15 @@ def test_even_biases_undo_what_rareness_did() -> None:
     rareness = (torch.bincount(labels).double() / len(labels)).log()
     # The probabilities over the classes' shares, by Bayes.
     torch.testing.assert_close(added, rareness.mean() - rareness, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("far", [5.0, 200.0])
+def test_even_biases_of_a_head_that_always_gives_one_class(far: float) -> None:
+    """However far away it is; and of logits that say nothing there is nothing to add."""
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(3000, generator=generator) < 0.2).long()
+    logits = torch.zeros(3000, 2, dtype=torch.float64)
+    logits[:, 0] = far + torch.randn(3000, generator=generator) - 2.0 * labels
+    right = (logits + even_biases(logits, labels, 2)).argmax(dim=1) == labels
+    assert min(float(right[labels == label].double().mean()) for label in (0, 1)) > 0.75
+    assert torch.equal(even_biases(torch.zeros(3000, 2, dtype=torch.float64), labels, 2), torch.zeros(2))
