@@ -314,17 +314,13 @@ def _dominoes(pool: Pool) -> dict[str, Split]:
 def _in_groups(pool: Pool, split: str) -> Split:
     """Dominoes with the pool's group sizes; train and val share no item and no digit."""
     counts, train, val = (pool.group_sizes(name) for name in (split, "train", "val"))
-    part = "t10k" if split == "test" else "train"
     random = np.random.RandomState([pool.seed, ("train", "val", "test").index(split)])
-    digits, of_digit = dominoes.by_class(DATA, "MNIST", part, list(pool.attributes))
-    if split != "test":
-        of_digit = dominoes.train_or_val(of_digit, split, int(train.sum()), int(val.sum()))
+    digits, of_digit = dominoes.by_class(DATA, "MNIST", split, pool.attributes, int(train.sum()), int(val.sum()))
     of_class = []
     for label, name in enumerate(pool.classes):
         kinds = [dominoes.ITEMS.index(item) for item in name.split("+")]
-        items, of_kind = dominoes.by_class(DATA, "FashionMNIST", part, kinds)
-        if split != "test":
-            of_kind = dominoes.train_or_val(of_kind, split, int(train[label].sum()), int(val[label].sum()))
+        cut = int(train[label].sum()), int(val[label].sum())
+        items, of_kind = dominoes.by_class(DATA, "FashionMNIST", split, kinds, *cut)
         # As many of each kind.
         members = random.permutation(np.concatenate([kind[: min(map(len, of_kind))] for kind in of_kind]))
         if counts[label].sum() > len(members):
@@ -335,7 +331,7 @@ def _in_groups(pool: Pool, split: str) -> Split:
         of_class.append(members)
     attributes = [np.repeat(np.arange(counts.shape[1]), sizes) for sizes in counts]
     pairs = random.permutation(dominoes.paired(of_class, of_digit, attributes, random))
-    return dominoes.composed(DATA, part, items, digits, pairs, class_names=pool.classes, attributes=pool.attributes)
+    return dominoes.composed(DATA, split, items, digits, pairs, class_names=pool.classes, attributes=pool.attributes)
 
 
 def _with_bar(split: Split, pool: Pool, name: str) -> Split:

@@ -6,7 +6,6 @@ the measurements.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 from stages import distributed
@@ -171,22 +170,16 @@ def repair(
     if found is None:
         found = identify(features, labels, classes=classes, progress=progress)
     drawn = draw(features, labels, found.nearest, seed=seed)
-
-    @cache
-    def calibrated() -> Calibration:
-        """Measured once, and only where it is asked for."""
-        assert base is not None
-        return calibration(drawn.features, drawn.labels, base, classes=classes, seed=seed)
-
-    repaired = _by_groups(
-        features, labels, base, found, drawn, calibrated,
+    repaired, known = _by_groups(
+        features, labels, base, found, drawn,
         classes=classes, regularization=regularization, force=force, seed=seed, progress=progress,
     )  # fmt: skip
     if repaired.kept is None or base is None:
         return repaired
-    if repaired.verdict.bias == BIASED and repaired.evidence is not None and repaired.evidence.too_sure():
+    evidence = repaired.evidence
+    if repaired.verdict.bias == BIASED and known is not None and evidence is not None and evidence.too_sure():
         return _plainly(
-            features, labels, repaired, drawn, calibrated(),
+            features, labels, repaired, drawn, known,
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
     return _evened(base, repaired, drawn, classes=classes)
@@ -198,44 +191,46 @@ def _by_groups(
     base: "tuple[Tensor, Tensor] | None",
     found: Identified,
     drawn: "Draw",
-    calibrated: "Callable[[], Calibration]",
     *,
     classes: int,
     regularization: float | None,
     force: bool,
     seed: int,
     progress: Progress,
-) -> Repaired:
-    """`repair`, with pseudo-groups alone."""
+) -> "tuple[Repaired, Calibration | None]":
+    """`repair`, with pseudo-groups alone; and what is known of the base head where these were looked for."""
     verdict = assess(features, labels, found, base, progress=progress)
     # What there is to fall back on.
     kept = None if force else base
     doubted = verdict.bias == NOT_BIASED and verdict.mirror is not None and verdict.mirror <= DOUBTED
     if kept is not None and verdict.bias == NOT_BIASED and not doubted:
-        return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None)
+        return Repaired(*kept, verdict, None, f"the verdict is '{verdict.bias}'", None), None
+    known = None
     with distributed.alone():
         new = retrain(
             drawn.features, drawn.labels, drawn.nearest,
             classes=classes, regularization=drawn.strength(regularization), seed=seed, progress=progress,
         )  # fmt: skip
-        evidence = weigh(drawn, new, base, None if base is None else calibrated(), classes=classes)
+        if base is not None:
+            known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=new.scaling, seed=seed)
+        evidence = weigh(drawn, new, base, known, classes=classes)
     if (verdict.bias == CANNOT_TELL or doubted) and evidence.tells(verdict):
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
     doubt = None
     if verdict.bias != BIASED:
         doubt = f"the verdict is '{verdict.bias}'"
         if kept is not None:
-            return Repaired(*kept, verdict, None, doubt, evidence)
+            return Repaired(*kept, verdict, None, doubt, evidence), known
     new = _for_all(features, labels, found.nearest, drawn, new)
     if doubt is None and not evidence.carries(verdict):
         doubt = "cross-validation does not carry the repair"
     elif doubt is None and evidence.split_alone():
         doubt = "the validation split looks more biased than the model"
     if doubt is not None and kept is not None:
-        return Repaired(*kept, verdict, new, doubt, evidence)
+        return Repaired(*kept, verdict, new, doubt, evidence), known
     if drawn.samples > len(drawn.labels):
         new = _fitted_to_all(features, labels, new, classes=classes)
-    return Repaired(new.weight, new.bias, verdict, new, None, evidence, doubt, GROUPS)
+    return Repaired(new.weight, new.bias, verdict, new, None, evidence, doubt, GROUPS), known
 
 
 def _plainly(
@@ -514,7 +509,7 @@ class Calibration:
 
 
 def calibration(
-    features: "Tensor", labels: "Tensor", base: "tuple[Tensor, Tensor]", *, classes: int, seed: int
+    features: "Tensor", labels: "Tensor", base: "tuple[Tensor, Tensor]", *, classes: int, scaling: Moments, seed: int
 ) -> Calibration:
     """Errors of the base head over those that its probabilities expect, and what plain retraining gains over it.
 
@@ -527,6 +522,7 @@ def calibration(
         features: (n, d) float32.
         labels: (n,) int64 in [0, classes).
         base: the base head (C, d), (C,).
+        scaling: of the features.
         seed: of the folds.
     """
     import torch
@@ -540,7 +536,7 @@ def calibration(
             before, offset = reached, tried
     sure, guesses = torch.softmax(logits + offset, dim=1).max(dim=1)
     wrong, expected = weights[guesses != labels].double().sum(), weights.double() @ (1 - sure)
-    fold, scaling = folds(len(labels), seed).to(features.device), moments(features)
+    fold = folds(len(labels), seed).to(features.device)
     plain, _ = held_out(features, labels, weights, fold, classes=classes, penalties=PENALTIES, scaling=scaling)
     gain = max(likelihood(guessed, labels, labels, weights) for guessed in plain) - before
     errors = float(wrong / expected.clamp(min=1e-9 / len(labels)))

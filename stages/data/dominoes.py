@@ -71,12 +71,9 @@ def read(
     per_class = {name: size // classes for name, size in zip(("train", "val", "test"),
                  (train_size, val_size, test_size), strict=True)}  # fmt: skip
     bias = {"train": train_bias, "val": val_bias, "test": 1 / classes if test_bias is None else test_bias}[split]
-    part = "t10k" if split == "test" else "train"
-    item_images, item_rows = by_class(folder, "FashionMNIST", part, [ITEMS.index(item) for item in items])
-    digit_images, digit_rows = by_class(folder, "MNIST", part, list(digits))
-    if split != "test":
-        item_rows = train_or_val(item_rows, split, per_class["train"], per_class["val"])
-        digit_rows = train_or_val(digit_rows, split, per_class["train"], per_class["val"])
+    cut = per_class["train"], per_class["val"]
+    item_images, item_rows = by_class(folder, "FashionMNIST", split, [ITEMS.index(item) for item in items], *cut)
+    digit_images, digit_rows = by_class(folder, "MNIST", split, digits, *cut)
 
     # RandomState's stream is frozen for good, unlike a Generator's: the demo stays the same under later numpy versions.
     random = np.random.RandomState([seed, ("train", "val", "test").index(split)])
@@ -93,7 +90,7 @@ def read(
         others = [digit for digit in range(classes) if digit != label]
         attributes.append(np.array([label] * agreeing + [others[i % len(others)] for i in range(size - agreeing)]))
     pairs = paired(item_rows, digit_rows, attributes, random)
-    return composed(folder, part, item_images, digit_images, pairs, class_names=items, attributes=digits)
+    return composed(folder, split, item_images, digit_images, pairs, class_names=items, attributes=digits)
 
 
 def paired(
@@ -120,7 +117,7 @@ def paired(
 
 def composed(
     folder: Path,
-    part: str,
+    split: str,
     items: np.ndarray,
     digits: np.ndarray,
     pairs: np.ndarray,
@@ -131,12 +128,14 @@ def composed(
     """The split of these dominoes.
 
     Args:
-        folder, part: where the images are from, "train" or "t10k".
-        items, digits: all images (n, 28, 28) uint8 of it.
+        folder: where the images are from.
+        split: "train", "val" or "test".
+        items, digits: all images (n, 28, 28) uint8 of the split's files, see `by_class`.
         pairs: see `paired`.
         class_names: of the classes.
         attributes: the digit of each attribute.
     """
+    part = _part(split)
     item_index, digit_index, labels, values = pairs.T
     halves = digits[digit_index], items[item_index]
     return Split(
@@ -153,14 +152,27 @@ def composed(
     )
 
 
-def train_or_val(rows: list[np.ndarray], split: str, train: int, val: int) -> list[np.ndarray]:
+def _part(split: str) -> str:
+    """Which of the data sets' files a split is made from."""
+    return "t10k" if split == "test" else "train"
+
+
+def _train_or_val(rows: list[np.ndarray], split: str, train: int, val: int) -> list[np.ndarray]:
     """Cut each class's rows in two in the proportion of the two splits: train from the front, val from the back."""
     cuts = [max(1, min(len(members) - 1, len(members) * train // max(train + val, 1))) for members in rows]
     return [members[:cut] if split == "train" else members[cut:] for members, cut in zip(rows, cuts, strict=True)]
 
 
-def by_class(folder: Path, name: str, part: str, classes: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """All images (n, 28, 28) uint8 of one idx file, and the rows of each class in it."""
+def by_class(
+    folder: Path, name: str, split: str, classes: Sequence[int], train: int, val: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """All images (n, 28, 28) uint8 of the idx file of a split, and the rows of each class in it that are the split's.
+
+    Args:
+        name: "MNIST" or "FashionMNIST".
+        train, val: how large the two splits are, by which they share the training files.
+    """
+    part = _part(split)
     images = read_idx(folder / name / "raw" / f"{part}-images-idx3-ubyte")
     labels = read_idx(folder / name / "raw" / f"{part}-labels-idx1-ubyte")
     rows = [np.flatnonzero(labels == label) for label in classes]
@@ -171,7 +183,7 @@ def by_class(folder: Path, name: str, part: str, classes: list[int]) -> tuple[np
                 where=folder / name / "raw",
                 do="choose a class it holds, or give the full data set as data.root",
             )
-    return images, rows
+    return images, rows if split == "test" else _train_or_val(rows, split, train, val)
 
 
 def _compose(digits: np.ndarray, items: np.ndarray, position: int) -> "Image":
