@@ -133,7 +133,7 @@ def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
     seconds = time.monotonic() - started
     new = repaired.retrained
     if new is None or repaired.remedy == PLAIN:
-        new = retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, seed=seed)
+        new = retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, base=base, seed=seed)
     minority, said = drawn.attributes % classes != y, new.attributes != y
     hits = int((minority & said & (new.attributes == drawn.attributes % classes)).sum())
     # Without a word where the verdict alone has decided.

@@ -253,6 +253,9 @@ POOLS: tuple[Pool, ...] = (
     _shaped("celeba-6", "fresh", "celeba", ("sneaker+sandal", "ankle-boot"), (2, 9), 61),
     _shaped("celeba-7", "fresh", "celeba", ("t-shirt+dress", "shirt"), (6, 8), 63),
     _shaped("rare-3", "fresh", "rare", ("sandal+bag", "sneaker"), (3, 8), 66),
+    # Made after more than two classes had come to be searched from the base head's doubts.
+    _pair("four-96-c", "fresh", 0.96, ("coat", "sandal", "t-shirt", "trouser"), (0, 3, 5, 8), 71, **FOUR),
+    _pair("five-95-c", "fresh", 0.95, ("dress", "bag", "shirt", "sneaker", "pullover"), (1, 4, 6, 7, 9), 72, **FIVE),
     # Two attributes at once.
     _pair("two-attributes-97", "report", 0.97, ("coat", "dress"), (0, 1), 3, second=True),
 )  # fmt: skip

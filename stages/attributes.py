@@ -7,6 +7,7 @@ that are the same for every class tell an attribute from hard samples, and are l
 dozen samples of a kind are enough. docs/method.md has the measurements.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -46,11 +47,21 @@ PLAIN_MIRROR = -0.8
 REPAIRS = 3
 REPAIR_PENALTY = 3.0
 # With more than two classes a candidate is right about some cells and wrong about others, and a head is trained on several
-# at once: the classifier's, and rounds from the nearest centroid with this many seeds of the folds, for each of these
-# evennesses (a sample of a class x name cell of k has k^-evenness of a say in c and s: above 0, a cluster that one class
-# happens to have, however many its samples, does not make a name's shift its own).
+# at once: the classifier's, and what the base head's doubts lead to (below) or, where two ways from there do not agree,
+# rounds from the nearest centroid with this many seeds of the folds, for each of these evennesses (a sample of a class x
+# name cell of k has k^-evenness of a say in c and s: above 0, a cluster that one class happens to have, however many its
+# samples, does not make a name's shift its own).
 SEEDS = 2
 EVENNESSES = (0.0, 0.65)
+# The base head doubts those of a class the most whose logit of it is the least above another class's: a classifier starts
+# from the first of these shares of each class, the mixture, with the last evenness, from either. They agree where Dice's
+# coefficient of the classifier's minority and the mixture's, from the second, is at least so much.
+DOUBTFUL = (0.1, 0.2)
+AGREED = 0.4
+# Where the classifier's minority is this share of the samples, at least, the split is close to even: what it makes of the
+# base head's doubts then counts alone, if it agrees so much with what it makes of the nearest centroid's names.
+EVEN = 0.3
+EVEN_AGREED = 0.5
 # Classes are held out one by one up to this many, then in as many groups.
 CLASS_GROUPS = 10
 
@@ -108,6 +119,7 @@ def pseudo_attributes(
     *,
     classes: int,
     scaling: Moments,
+    base: "tuple[Tensor, Tensor] | None" = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Named:
@@ -121,6 +133,8 @@ def pseudo_attributes(
         nearest: (n,) int64, the class of the nearest centroid, from `identify`.
         classes: C.
         scaling: moments of the features.
+        base: the base head (C, d), (C,), of whose doubts more than two classes are searched; without one, of the nearest
+            centroid's.
         seed: of the folds.
     """
     import torch
@@ -129,12 +143,10 @@ def pseudo_attributes(
     drawn_away = torch.bincount(labels[nearest != labels], minlength=classes).double()
     plenty = float((drawn_away / torch.bincount(labels, minlength=classes)).mean()) >= PLENTY
     classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
-    if plenty:
-        found = [classified]
-    elif classes == 2:
-        found = [_searched(mixture, nearest, classified, progress)]
+    if classes == 2:
+        found = [classified if plenty else _searched(mixture, nearest, classified, progress)]
     else:
-        found = [*_several(mixture, nearest, progress), classified]
+        found = _several(mixture, nearest, classified, plenty, base, progress)
     readings = torch.stack([names for names, _ in found])
     attributes = agreed(readings)
     share = float((attributes != labels).double().mean())
@@ -142,13 +154,44 @@ def pseudo_attributes(
     return Named(readings, tuple(naming for _, naming in found), shared)
 
 
-def _several(mixture: "_Mixture", nearest: "Tensor", progress: Progress) -> list[tuple["Tensor", Naming]]:
-    """The mixture's candidates that a head of more than two classes is trained on."""
-    return [
+def _several(
+    mixture: "_Mixture",
+    nearest: "Tensor",
+    classified: tuple["Tensor", Naming],
+    plenty: bool,
+    base: "tuple[Tensor, Tensor] | None",
+    progress: Progress,
+) -> list[tuple["Tensor", Naming]]:
+    """The candidates that a head of more than two classes is trained on.
+
+    Those that the base head's doubts lead to, where two ways agree: a minority that both come to is hardly one of their
+    making. Otherwise those that the nearest centroid leads to.
+    """
+    features, labels = mixture.features, mixture.labels
+    scores = mixture.nearness if base is None else lambda rows: rows @ base[0].T + base[1]
+    small, large = (_dragged(features, labels, scores, share) for share in DOUBTFUL)
+    doubted = _classified(features, labels, small, mixture.classes, mixture.scaling, mixture.seed, progress)
+    share = float((doubted[0] != labels).double().mean())
+    if share >= EVEN and _agreement(doubted[0], classified[0], labels) >= EVEN_AGREED:
+        return [doubted]
+    if plenty:
+        return [classified]
+    alike = replace(mixture, evenness=EVENNESSES[-1])
+    settled = alike.settle(large, progress)
+    if _agreement(settled[0], doubted[0], labels) >= AGREED:
+        return [settled, alike.settle(small, progress), doubted, classified]
+    rounds = [
         replace(mixture, evenness=evenness, seed=mixture.seed * SEEDS + number).settle(nearest, progress)
         for number in range(SEEDS)
         for evenness in EVENNESSES
     ]
+    return [*rounds, classified]
+
+
+def _agreement(one: "Tensor", other: "Tensor", labels: "Tensor") -> float:
+    """Dice's coefficient of the minorities of two readings (n,); a sample is in both where both name it the same."""
+    both = int(((one == other) & (one != labels)).sum())
+    return 2 * both / max(1, int((one != labels).sum()) + int((other != labels).sum()))
 
 
 def _searched(
@@ -157,7 +200,7 @@ def _searched(
     """The candidate of most merit, of two classes."""
     labels = mixture.labels
     # The nearest centroid's word, and nobody's: from there, c and s are half of each class's mean.
-    starts = (nearest, labels, _dragged(mixture.features, labels, mixture.centroids))
+    starts = (nearest, labels, _dragged(mixture.features, labels, mixture.nearness, DRAGGED))
     # Where most of the minority lies near its own centroid, at times only a classifier gets there from the few that do not.
     found = [*(mixture.settle(start, progress) for start in starts), classified]
     merit, best = max(((mixture.merit(names), (names, naming)) for names, naming in found), key=lambda one: one[0])
@@ -170,21 +213,25 @@ def _searched(
     return best
 
 
-def _dragged(features: "Tensor", labels: "Tensor", centroids: "Tensor") -> "Tensor":
-    """A name (n,) for each sample: its own class's but for DRAGGED of each class, which lie toward another's centroid."""
+def _dragged(features: "Tensor", labels: "Tensor", scores: "Callable[[Tensor], Tensor]", share: float) -> "Tensor":
+    """A name (n,) for each sample: its own class's but for this share of each class, which lie toward another one.
+
+    Args:
+        scores: of rows (b, d), how much they are like each class, (b, C).
+    """
     import torch
 
     names, margin = labels.clone(), torch.empty(len(labels), device=labels.device)
     for rows, members, name, out in blocks(features, labels, names, margin):
-        distance = torch.cdist(rows, centroids)
-        own = distance.gather(1, members.unsqueeze(1)).squeeze(1)
-        other, closest = distance.scatter(1, members.unsqueeze(1), torch.inf).min(dim=1)
-        out.copy_(other - own)
+        alike = scores(rows)
+        own = alike.gather(1, members.unsqueeze(1)).squeeze(1)
+        other, closest = alike.scatter(1, members.unsqueeze(1), -torch.inf).max(dim=1)
+        out.copy_(own - other)
         name.copy_(closest)
     kept = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-    for index in range(len(centroids)):
+    for index in range(int(labels.max()) + 1):
         members = (labels == index).nonzero().flatten()
-        kept[members[margin[members].argsort(stable=True)[: round(DRAGGED * len(members))]]] = False
+        kept[members[margin[members].argsort(stable=True)[: round(share * len(members))]]] = False
     return torch.where(kept, labels, names)
 
 
@@ -228,6 +275,12 @@ class _Mixture:
         torch.linalg.cholesky(columns, out=columns)
         torch.cholesky_inverse(columns, out=columns)
         return cls(features, labels, classes, scaling, seed, columns, centroids)
+
+    def nearness(self, rows: "Tensor") -> "Tensor":
+        """How near rows (b, d) of the features are to the classes' centroids: less their distances, (b, C)."""
+        import torch
+
+        return -torch.cdist(rows, self.centroids)
 
     def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", Naming]:
         """Rounds until names stay: the names (n,) and the last naming."""

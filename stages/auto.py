@@ -209,7 +209,7 @@ def _by_groups(
     with distributed.alone():
         new = retrain(
             drawn.features, drawn.labels, drawn.nearest,
-            classes=classes, regularization=drawn.strength(regularization), seed=seed, progress=progress,
+            classes=classes, base=base, regularization=drawn.strength(regularization), seed=seed, progress=progress,
         )  # fmt: skip
         if base is not None:
             known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=new.scaling, seed=seed)
@@ -556,6 +556,7 @@ def retrain(
     nearest: "Tensor",
     *,
     classes: int,
+    base: "tuple[Tensor, Tensor] | None" = None,
     regularization: float | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -570,12 +571,13 @@ def retrain(
         labels: (n,) int64 in [0, classes).
         nearest: (n,) int64, the class of the nearest centroid, from `identify`.
         classes: C.
+        base: the base head (C, d), (C,), see `pseudo_attributes`.
         regularization: scikit-learn's C; by default one of PENALTIES by cross-validation.
         seed: of the folds.
     """
     scaling = moments(features)
     named = pseudo_attributes(
-        features, labels, nearest, classes=classes, scaling=scaling, seed=seed, progress=progress
+        features, labels, nearest, classes=classes, scaling=scaling, base=base, seed=seed, progress=progress
     )  # fmt: skip
     new = group_balanced(
         features, labels, named.readings,

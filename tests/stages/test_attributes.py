@@ -1,16 +1,21 @@
 """Pseudo-attributes: what finds the samples that carry another class's attribute; on planted features."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from stages import attributes
 from stages.attributes import (
+    AGREED,
+    DOUBTFUL,
     EVENNESSES,
     SEEDS,
     SHRINKAGE,
+    _agreement,
     _aligned,
+    _classified,
     _dragged,
     _log_shares,
     _Mixture,
@@ -20,7 +25,8 @@ from stages.attributes import (
 from stages.identify import CANNOT_TELL, Verdict, identify
 from stages.logistic import FOLDS, folds, moments
 from stages.passes import group_means
-from tests.stages.test_auto import spurious
+from stages.runtime import silent
+from tests.stages.test_auto import biased_head, spurious
 
 
 def found(features: torch.Tensor, labels: torch.Tensor, classes: int = 2) -> torch.Tensor:
@@ -127,6 +133,78 @@ def test_more_than_two_classes_have_several_readings() -> None:
     assert min(agree[:-1]) > 0.97 and agree[-1] > 0.9
 
 
+@pytest.mark.parametrize(("bias", "weaker"), [(0.9, 1.0), (0.8, 2.0)])
+def test_what_the_base_heads_doubts_lead_to_counts_where_two_ways_agree(bias: float, weaker: float) -> None:
+    features, labels, attributes = spurious(2000, bias=bias, classes=4)
+    features[torch.arange(2000), attributes] -= weaker
+    nearest, base, scaling = identify(features, labels).nearest, biased_head(4), moments(features)
+    named = pseudo_attributes(features, labels, nearest, classes=4, scaling=scaling, base=base)
+    mixture = named.readings[: len(DOUBTFUL)]
+    assert len(named.readings) == len(named.namings) == len(DOUBTFUL) + 2
+    assert _agreement(mixture[0], named.readings[len(DOUBTFUL)], labels) >= AGREED
+    before = shares(nearest, labels, attributes)
+    # The mixture's word goes before the classifiers' where as many say one thing as another.
+    for names in (*mixture, named.attributes):
+        recall, precision = shares(names, labels, attributes)
+        assert recall > before[0] + 0.2 and precision > 0.95
+
+
+@pytest.mark.parametrize(("agreement", "readings"), [(0.399, SEEDS * len(EVENNESSES) + 1), (0.4, 4)])
+def test_where_they_do_not_agree_rounds_start_from_the_nearest_centroid(
+    agreement: float, readings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels, _ = spurious(600, bias=0.9, classes=3)
+    monkeypatch.setattr(attributes, "_agreement", lambda *_: agreement)
+    nearest = identify(features, labels).nearest
+    named = pseudo_attributes(features, labels, nearest, classes=3, scaling=moments(features), base=biased_head(3))
+    assert len(named.readings) == len(named.namings) == readings
+
+
+@pytest.mark.parametrize(
+    ("share", "agreement", "alone"), [(0.3, 0.5, True), (0.299, 0.5, False), (0.3, 0.499, False), (0.9, 1.0, True)]
+)
+def test_where_the_split_is_close_to_even_the_classifier_of_the_doubts_counts_alone(
+    share: float, agreement: float, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the nearest centroid draws plenty away, whose classifier is the only reading otherwise."""
+    features, labels, _ = spurious(3000, bias=0.5, classes=3)
+    nearest, scaling = identify(features, labels).nearest, moments(features)
+    assert float((nearest != labels).double().mean()) > 0.1
+    naming = _classified(features, labels, nearest, 3, scaling, 0, silent)[1]
+    doubted = torch.where(torch.arange(3000) < round(share * 3000), (labels + 1) % 3, labels)
+    given = iter([(nearest, naming), (doubted, naming)])
+    monkeypatch.setattr(attributes, "_classified", lambda *_: next(given))
+    monkeypatch.setattr(attributes, "_agreement", lambda *_: agreement)
+    [reading] = pseudo_attributes(features, labels, nearest, classes=3, scaling=scaling, base=biased_head(3)).readings
+    assert torch.equal(reading, doubted if alone else nearest)
+
+
+def test_doubts_are_the_base_heads_and_without_one_the_nearest_centroids(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, _ = spurious(600, bias=0.9, classes=3)
+    base, asked = biased_head(3), []
+
+    def dragged(*given: Any) -> torch.Tensor:
+        asked.append(given)
+        return _dragged(*given)
+
+    monkeypatch.setattr(attributes, "_dragged", dragged)
+    nearest, scaling = identify(features, labels).nearest, moments(features)
+    for head in (base, None):
+        pseudo_attributes(features, labels, nearest, classes=3, scaling=scaling, base=head)
+    assert [share for *_, share in asked] == [*DOUBTFUL, *DOUBTFUL]
+    logits, nearness = (scores(features) for _, _, scores, _ in asked[1:3])
+    torch.testing.assert_close(logits, features @ base[0].T + base[1])
+    torch.testing.assert_close(nearness, -torch.cdist(features, group_means(features, labels, 3)))
+
+
+def test_agreement_counts_names() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    one, other = torch.tensor([0, 1, 2, 1, 1, 2]), torch.tensor([0, 1, 1, 0, 0, 2])
+    # Two of four and of four samples are the same; two minorities of nothing agree on nothing.
+    assert _agreement(one, other, labels) == pytest.approx(2 * 2 / 8)
+    assert _agreement(labels, labels, labels) == 0.0
+
+
 def test_what_most_readings_say() -> None:
     readings = torch.tensor([[0, 2, 1, 2], [1, 2, 0, 0], [1, 0, 0, 0], [2, 0, 1, 0]])
     assert agreed(readings).tolist() == [1, 2, 1, 0]
@@ -212,13 +290,15 @@ def test_a_head_repaired_with_the_wrong_names_errs_on_the_minority() -> None:
     assert right[0] < 0.4
 
 
-def test_a_tenth_of_each_class_is_dragged_to_the_closest_other_centroid() -> None:
+def test_a_share_of_each_class_is_dragged_to_the_closest_other_centroid() -> None:
     features = torch.cat([torch.arange(20.0), 100 + torch.arange(30.0), 300 + torch.arange(10.0)]).unsqueeze(1)
     labels = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 30, 10]))
-    names = _dragged(features, labels, group_means(features, labels, 3))
+    nearness = _Mixture.of(features, labels, 3, moments(features), 0).nearness
     expected = labels.clone()
     expected[[18, 19]], expected[[20, 21, 22]], expected[50] = 1, 0, 1
-    torch.testing.assert_close(names, expected)
+    torch.testing.assert_close(_dragged(features, labels, nearness, 0.1), expected)
+    expected[17], expected[23] = 1, 0
+    torch.testing.assert_close(_dragged(features, labels, nearness, 0.14), expected)
 
 
 def test_the_spread_is_the_classes_covariance_shrunk_to_its_diagonal() -> None:
