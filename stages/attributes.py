@@ -169,17 +169,17 @@ def _several(
     """
     features, labels = mixture.features, mixture.labels
     scores = mixture.nearness if base is None else lambda rows: rows @ base[0].T + base[1]
-    small, large = (_dragged(features, labels, scores, share) for share in DOUBTFUL)
+    small, large = _dragged(features, labels, scores, *DOUBTFUL)
     doubted = _classified(features, labels, small, mixture.classes, mixture.scaling, mixture.seed, progress)
     share = float((doubted[0] != labels).double().mean())
     if share >= EVEN and _agreement(doubted[0], classified[0], labels) >= EVEN_AGREED:
         return [doubted]
     if plenty:
         return [classified]
-    alike = replace(mixture, evenness=EVENNESSES[-1])
-    settled = alike.settle(large, progress)
+    by_cell = replace(mixture, evenness=EVENNESSES[-1])
+    settled = by_cell.settle(large, progress)
     if _agreement(settled[0], doubted[0], labels) >= AGREED:
-        return [settled, alike.settle(small, progress), doubted, classified]
+        return [settled, by_cell.settle(small, progress), doubted, classified]
     rounds = [
         replace(mixture, evenness=evenness, seed=mixture.seed * SEEDS + number).settle(nearest, progress)
         for number in range(SEEDS)
@@ -200,7 +200,7 @@ def _searched(
     """The candidate of most merit, of two classes."""
     labels = mixture.labels
     # The nearest centroid's word, and nobody's: from there, c and s are half of each class's mean.
-    starts = (nearest, labels, _dragged(mixture.features, labels, mixture.nearness, DRAGGED))
+    starts = (nearest, labels, *_dragged(mixture.features, labels, mixture.nearness, DRAGGED))
     # Where most of the minority lies near its own centroid, at times only a classifier gets there from the few that do not.
     found = [*(mixture.settle(start, progress) for start in starts), classified]
     merit, best = max(((mixture.merit(names), (names, naming)) for names, naming in found), key=lambda one: one[0])
@@ -213,26 +213,29 @@ def _searched(
     return best
 
 
-def _dragged(features: "Tensor", labels: "Tensor", scores: "Callable[[Tensor], Tensor]", share: float) -> "Tensor":
-    """A name (n,) for each sample: its own class's but for this share of each class, which lie toward another one.
+def _dragged(features: "Tensor", labels: "Tensor", scores: "Callable[[Tensor], Tensor]", *shares: float) -> list["Tensor"]:
+    """For each of these shares, a name (n,) a sample: its own class's but for so much of each class, nearest to another one.
 
     Args:
         scores: of rows (b, d), how much they are like each class, (b, C).
     """
     import torch
 
-    names, margin = labels.clone(), torch.empty(len(labels), device=labels.device)
-    for rows, members, name, out in blocks(features, labels, names, margin):
-        alike = scores(rows)
-        own = alike.gather(1, members.unsqueeze(1)).squeeze(1)
-        other, closest = alike.scatter(1, members.unsqueeze(1), -torch.inf).max(dim=1)
+    closest, margin = labels.clone(), torch.empty(len(labels), device=labels.device)
+    for rows, members, name, out in blocks(features, labels, closest, margin):
+        likeness = scores(rows)
+        own = likeness.gather(1, members.unsqueeze(1)).squeeze(1)
+        other, to = likeness.scatter(1, members.unsqueeze(1), -torch.inf).max(dim=1)
         out.copy_(own - other)
-        name.copy_(closest)
-    kept = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+        name.copy_(to)
+    dragged = [labels.clone() for _ in shares]
     for index in range(int(labels.max()) + 1):
         members = (labels == index).nonzero().flatten()
-        kept[members[margin[members].argsort(stable=True)[: round(share * len(members))]]] = False
-    return torch.where(kept, labels, names)
+        members = members[margin[members].argsort(stable=True)]
+        for names, share in zip(dragged, shares, strict=True):
+            first = members[: round(share * len(members))]
+            names[first] = closest[first]
+    return dragged
 
 
 @dataclass(frozen=True)
