@@ -7,13 +7,13 @@ that are the same for every class tell an attribute from hard samples, and are l
 dozen samples of a kind are enough. docs/method.md has the measurements.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stages.identify import Identified, assess
 from stages.logistic import FOLDS, LEAST_CELL, RARITY, Moments, balanced, by_own_fold, folds, held_out
 from stages.passes import blocks, group_means, group_sums
+from stages.reliance import logits_of, reliance
 from stages.runtime import Progress, silent
 
 if TYPE_CHECKING:
@@ -62,6 +62,12 @@ AGREED = 0.4
 # base head's doubts then counts alone, if it agrees so much with what it makes of the nearest centroid's names.
 EVEN = 0.3
 EVEN_AGREED = 0.5
+# Of two classes, where the nearest centroid draws plenty away, the classifier also starts from the half of each class that
+# the base head doubts the most: of an even split half of each class is the minority. It counts where it agrees so much with
+# what the nearest centroid leads to, the base head overuses it by so many nats, and it explains more.
+HALF = 0.5
+HALF_AGREED = 0.5
+HALF_OVERUSED = 1.0
 # Classes are held out one by one up to this many, then in as many groups.
 CLASS_GROUPS = 10
 
@@ -133,8 +139,8 @@ def pseudo_attributes(
         nearest: (n,) int64, the class of the nearest centroid, from `identify`.
         classes: C.
         scaling: moments of the features.
-        base: the base head (C, d), (C,), of whose doubts more than two classes are searched; without one, of the nearest
-            centroid's.
+        base: the base head (C, d), (C,), whose doubts are followed; without one, of more than two classes the nearest
+            centroid's are.
         seed: of the folds.
     """
     import torch
@@ -144,7 +150,8 @@ def pseudo_attributes(
     plenty = float((drawn_away / torch.bincount(labels, minlength=classes)).mean()) >= PLENTY
     classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
     if classes == 2:
-        found = [classified if plenty else _searched(mixture, nearest, classified, progress)]
+        even = _of_half(mixture, classified, base, progress) if plenty else None
+        found = [even or _searched(mixture, nearest, classified, progress)]
     else:
         found = _several(mixture, nearest, classified, plenty, base, progress)
     readings = torch.stack([names for names, _ in found])
@@ -168,8 +175,7 @@ def _several(
     making. Otherwise those that the nearest centroid leads to.
     """
     features, labels = mixture.features, mixture.labels
-    scores = mixture.nearness if base is None else lambda rows: rows @ base[0].T + base[1]
-    small, large = _dragged(features, labels, scores, *DOUBTFUL)
+    small, large = _dragged(mixture.nearness() if base is None else logits_of(features, base), labels, *DOUBTFUL)
     doubted = _classified(features, labels, small, mixture.classes, mixture.scaling, mixture.seed, progress)
     share = float((doubted[0] != labels).double().mean())
     if share >= EVEN and _agreement(doubted[0], classified[0], labels) >= EVEN_AGREED:
@@ -194,13 +200,33 @@ def _agreement(one: "Tensor", other: "Tensor", labels: "Tensor") -> float:
     return 2 * both / max(1, int((one != labels).sum()) + int((other != labels).sum()))
 
 
+def _of_half(
+    mixture: "_Mixture",
+    classified: tuple["Tensor", Naming],
+    base: "tuple[Tensor, Tensor] | None",
+    progress: Progress,
+) -> tuple["Tensor", Naming]:
+    """What the nearest centroid leads to, of two classes and a split close to even, or half of the base head's doubts."""
+    if base is None:
+        return classified
+    labels, logits = mixture.labels, logits_of(mixture.features, base)
+    [half] = _dragged(logits, labels, HALF)
+    doubted = _classified(mixture.features, labels, half, mixture.classes, mixture.scaling, mixture.seed, progress)
+    one, other = (reliance(logits, labels, names, mixture.classes) for names in (doubted[0], classified[0]))
+    if one is None or one.overused < HALF_OVERUSED or _agreement(doubted[0], classified[0], labels) < HALF_AGREED:
+        return classified
+    if other is not None and other.overused > 0 and one.explained <= other.explained:
+        return classified
+    return doubted
+
+
 def _searched(
     mixture: "_Mixture", nearest: "Tensor", classified: tuple["Tensor", Naming], progress: Progress
 ) -> tuple["Tensor", Naming]:
     """The candidate of most merit, of two classes."""
     labels = mixture.labels
     # The nearest centroid's word, and nobody's: from there, c and s are half of each class's mean.
-    starts = (nearest, labels, *_dragged(mixture.features, labels, mixture.nearness, DRAGGED))
+    starts = (nearest, labels, *_dragged(mixture.nearness(), labels, DRAGGED))
     # Where most of the minority lies near its own centroid, at times only a classifier gets there from the few that do not.
     found = [*(mixture.settle(start, progress) for start in starts), classified]
     merit, best = max(((mixture.merit(names), (names, naming)) for names, naming in found), key=lambda one: one[0])
@@ -213,21 +239,17 @@ def _searched(
     return best
 
 
-def _dragged(features: "Tensor", labels: "Tensor", scores: "Callable[[Tensor], Tensor]", *shares: float) -> list["Tensor"]:
+def _dragged(scores: "Tensor", labels: "Tensor", *shares: float) -> list["Tensor"]:
     """For each of these shares, a name (n,) a sample: its own class's but for so much of each class, nearest to another one.
 
     Args:
-        scores: of rows (b, d), how much they are like each class, (b, C).
+        scores: how much each sample is like each class, (n, C).
     """
     import torch
 
-    closest, margin = labels.clone(), torch.empty(len(labels), device=labels.device)
-    for rows, members, name, out in blocks(features, labels, closest, margin):
-        likeness = scores(rows)
-        own = likeness.gather(1, members.unsqueeze(1)).squeeze(1)
-        other, to = likeness.scatter(1, members.unsqueeze(1), -torch.inf).max(dim=1)
-        out.copy_(own - other)
-        name.copy_(to)
+    own = scores.gather(1, labels.unsqueeze(1)).squeeze(1)
+    other, closest = scores.scatter(1, labels.unsqueeze(1), -torch.inf).max(dim=1)
+    margin = own - other
     dragged = [labels.clone() for _ in shares]
     for index in range(int(labels.max()) + 1):
         members = (labels == index).nonzero().flatten()
@@ -279,11 +301,11 @@ class _Mixture:
         torch.cholesky_inverse(columns, out=columns)
         return cls(features, labels, classes, scaling, seed, columns, centroids)
 
-    def nearness(self, rows: "Tensor") -> "Tensor":
-        """How near rows (b, d) of the features are to the classes' centroids: less their distances, (b, C)."""
+    def nearness(self) -> "Tensor":
+        """How near each sample is to the classes' centroids: less its distances, (n, C)."""
         import torch
 
-        return -torch.cdist(rows, self.centroids)
+        return torch.cat([-torch.cdist(rows, self.centroids) for (rows,) in blocks(self.features)])
 
     def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", Naming]:
         """Rounds until names stay: the names (n,) and the last naming."""

@@ -25,6 +25,7 @@ from stages.attributes import (
 from stages.identify import CANNOT_TELL, Verdict, identify
 from stages.logistic import FOLDS, folds, moments
 from stages.passes import group_means
+from stages.reliance import Reliance
 from stages.runtime import silent
 from tests.stages.test_auto import biased_head, spurious
 
@@ -179,6 +180,36 @@ def test_where_the_split_is_close_to_even_the_classifier_of_the_doubts_counts_al
     assert torch.equal(reading, doubted if alone else nearest)
 
 
+OVERUSED, NONE = Reliance(1.0, 2.0, 0.04), None
+
+
+@pytest.mark.parametrize(
+    ("agreement", "half", "nearest", "counts"),
+    [
+        (0.5, OVERUSED, Reliance(1.0, 1.1, 0.039), True),
+        (0.499, OVERUSED, Reliance(1.0, 1.1, 0.039), False),
+        (0.5, Reliance(1.0, 1.999, 0.04), Reliance(1.0, 1.1, 0.039), False),
+        (0.5, OVERUSED, Reliance(1.0, 1.1, 0.04), False),
+        (0.5, OVERUSED, Reliance(1.0, 1.0, 0.9), True),  # which the base head does not overuse
+        (0.5, OVERUSED, NONE, True),
+        (0.5, NONE, NONE, False),
+    ],
+)
+def test_when_half_of_the_base_heads_doubts_counts(
+    agreement: float, half: Reliance | None, nearest: Reliance | None, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels, _ = spurious(1000, bias=0.5)
+    drawn, scaling = identify(features, labels).nearest, moments(features)
+    naming = _classified(features, labels, drawn, 2, scaling, 0, silent)[1]
+    found, told = iter([(drawn, naming), (1 - drawn, naming)]), iter([half, nearest])
+    monkeypatch.setattr(attributes, "PLENTY", 0.0)
+    monkeypatch.setattr(attributes, "_classified", lambda *_: next(found))
+    monkeypatch.setattr(attributes, "_agreement", lambda *_: agreement)
+    monkeypatch.setattr(attributes, "reliance", lambda *_: next(told))
+    named = pseudo_attributes(features, labels, drawn, classes=2, scaling=scaling, base=biased_head())
+    assert torch.equal(named.attributes, 1 - drawn if counts else drawn)
+
+
 def test_doubts_are_the_base_heads_and_without_one_the_nearest_centroids(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels, _ = spurious(600, bias=0.9, classes=3)
     base, asked = biased_head(3), []
@@ -191,9 +222,9 @@ def test_doubts_are_the_base_heads_and_without_one_the_nearest_centroids(monkeyp
     nearest, scaling = identify(features, labels).nearest, moments(features)
     for head in (base, None):
         pseudo_attributes(features, labels, nearest, classes=3, scaling=scaling, base=head)
-    assert [tuple(shares) for _, _, _, *shares in asked] == [DOUBTFUL, DOUBTFUL]
-    logits, nearness = (scores(features) for _, _, scores, *_ in asked)
-    torch.testing.assert_close(logits, features @ base[0].T + base[1])
+    assert [tuple(shares) for _, _, *shares in asked] == [DOUBTFUL, DOUBTFUL]
+    logits, nearness = (scores for scores, *_ in asked)
+    torch.testing.assert_close(logits.float(), features @ base[0].T + base[1])
     torch.testing.assert_close(nearness, -torch.cdist(features, group_means(features, labels, 3)))
 
 
@@ -293,10 +324,10 @@ def test_a_head_repaired_with_the_wrong_names_errs_on_the_minority() -> None:
 def test_a_share_of_each_class_is_dragged_to_the_closest_other_centroid() -> None:
     features = torch.cat([torch.arange(20.0), 100 + torch.arange(30.0), 300 + torch.arange(10.0)]).unsqueeze(1)
     labels = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 30, 10]))
-    nearness = _Mixture.of(features, labels, 3, moments(features), 0).nearness
+    nearness = _Mixture.of(features, labels, 3, moments(features), 0).nearness()
     expected = labels.clone()
     expected[[18, 19]], expected[[20, 21, 22]], expected[50] = 1, 0, 1
-    small, large = _dragged(features, labels, nearness, 0.1, 0.14)
+    small, large = _dragged(nearness, labels, 0.1, 0.14)
     torch.testing.assert_close(small, expected)
     expected[17], expected[23] = 1, 0
     torch.testing.assert_close(large, expected)
