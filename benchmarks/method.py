@@ -29,11 +29,10 @@ import torch
 from benchmarks.pools import POOLS, REPOSITORY, Pool
 from benchmarks.sets import Drawn, FeatureSet, draw
 from stages import baselines
-from stages.auto import EVENED, PLAIN, Evidence, group_balanced, repair, retrain
+from stages.auto import EVENED, PLAIN, Evidence, group_balanced, likelihood, repair, retrain
 from stages.identify import identify
 from stages.logistic import RARITY, fit, folds, held_out, moments
 from stages.passes import predict
-from stages.reliance import likelihood
 
 DOCS = REPOSITORY / "docs/method.md"
 # Before and after what is written into the page: the summary, and the tables.

@@ -251,7 +251,7 @@ def _dragged(scores: "Tensor", labels: "Tensor", *shares: float) -> list["Tensor
     other, closest = scores.scatter(1, labels.unsqueeze(1), -torch.inf).max(dim=1)
     margin = own - other
     dragged = [labels.clone() for _ in shares]
-    for index in range(int(labels.max()) + 1):
+    for index in range(scores.shape[1]):
         members = (labels == index).nonzero().flatten()
         members = members[margin[members].argsort(stable=True)]
         for names, share in zip(dragged, shares, strict=True):

@@ -13,7 +13,7 @@ from stages.attributes import Naming, agreed, pseudo_attributes
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Identified, Verdict, assess, identify
 from stages.logistic import RARITY, Heads, Moments, balanced, even_biases, fit, folds, held_out, moments
 from stages.passes import blocks, group_means, predict
-from stages.reliance import calibrated, likelihood, logits_of
+from stages.reliance import logits_of
 from stages.rows import Rows
 from stages.runtime import Progress, silent
 
@@ -57,6 +57,8 @@ PLAINLY_BETTER = 0.1
 # something that the model does not use.
 CALIBRATED = (0.7, 1.4)
 LEAST_UNUSED = 0.045
+# What the base head's logits are tried times, so that their scale alone gains nothing.
+SCALES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3)
 # Groups and strength are chosen on all samples or, of more than these many values (512 MiB) and samples, on a draw of them.
 SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
@@ -512,9 +514,10 @@ def calibration(
 ) -> Calibration:
     """Errors of the base head over those that its probabilities expect, and what plain retraining gains over it.
 
-    Every class weighs the same in both, and that a rare class is rare is neither an error nor anything that the model does
-    not use (`reliance.calibrated`). The gain is of the log-likelihood, in nats a sample: that of the best strength, out of
-    fold, less that of the base head with its logits at their best scale.
+    Every class weighs the same in both. The base head's logits are as they are or, where that is likelier, as they would be
+    if classes were of one size: that a rare class is rare is no error, and nothing that the model does not use. The gain is
+    of the log-likelihood, in nats a sample: that of the best strength, out of fold, less that of the base head with its
+    logits times the best of SCALES.
 
     Args:
         features: (n, d) float32.
@@ -523,12 +526,22 @@ def calibration(
         scaling: of the features.
         seed: of the folds.
     """
-    errors, before = calibrated(logits_of(features, base), labels, classes)
-    weights = balanced(labels, classes)
+    import torch
+
+    logits, weights = logits_of(features, base), balanced(labels, classes)
+    rareness = -torch.log((torch.bincount(labels, minlength=classes) * classes / len(labels)).clamp(min=1e-9)).double()
+    before, offset = -torch.inf, rareness
+    for tried in (0 * rareness, rareness):
+        reached = max(likelihood(scale * logits + tried, labels, labels, weights) for scale in SCALES)
+        if reached > before:
+            before, offset = reached, tried
+    sure, guesses = torch.softmax(logits + offset, dim=1).max(dim=1)
+    wrong, expected = weights[guesses != labels].double().sum(), weights.double() @ (1 - sure)
     fold = folds(len(labels), seed).to(features.device)
     plain, _ = held_out(features, labels, weights, fold, classes=classes, penalties=PENALTIES, scaling=scaling)
     gain = max(likelihood(guessed, labels, labels, weights) for guessed in plain) - before
-    return Calibration(errors, round(gain, 6), plain, scaling)
+    errors = float(wrong / expected.clamp(min=1e-9 / len(labels)))
+    return Calibration(round(errors, 6), round(gain, 6), plain, scaling)
 
 
 def retrain(
@@ -581,6 +594,14 @@ def worse_half(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "T
     right = logits.argmax(dim=1) == labels
     hits, counts = _hits(right, groups)
     return _worst((hits + PULL * right.double().mean()) / (counts + PULL), 2)
+
+
+def likelihood(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "Tensor") -> float:
+    """Mean log-likelihood of the labels under logits (n, C), by the weights (n,) of sum 1."""
+    import torch
+
+    log_p = torch.log_softmax(logits.double(), dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
+    return round(float(log_p @ weights.double()), 6)
 
 
 def group_balanced(

@@ -1,7 +1,6 @@
-"""What a base head's own probabilities say of it: whether they are borne out, and how much it relies on an attribute.
+"""How much a base head relies on an attribute, by its logits and the class labels.
 
-The class labels are the judge of both. Nothing here knows a true attribute: the names are those that `stages.attributes`
-finds.
+Nothing here knows a true attribute: the names are those that `stages.attributes` finds.
 """
 
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from stages.passes import blocks
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What a head's logits are tried times, so that their scale alone gains nothing.
-SCALES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3)
 # What keeps the scale and the names' weight finite where they tell every sample's class.
 RIDGE = 1e-5
 ITERATIONS = 100
@@ -26,38 +23,6 @@ def logits_of(features: "Tensor", head: "tuple[Tensor, Tensor]") -> "Tensor":
     import torch
 
     return torch.cat([rows @ head[0].T + head[1] for (rows,) in blocks(features)]).double()
-
-
-def likelihood(logits: "Tensor", labels: "Tensor", groups: "Tensor", weights: "Tensor") -> float:
-    """Mean log-likelihood of the labels under logits (n, C), by the weights (n,) of sum 1."""
-    import torch
-
-    log_p = torch.log_softmax(logits.double(), dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
-    return round(float(log_p @ weights.double()), 6)
-
-
-def calibrated(logits: "Tensor", labels: "Tensor", classes: int) -> tuple[float, float]:
-    """A head's errors over those that its probabilities expect, and its log-likelihood with the best of SCALES.
-
-    Every class weighs the same in both. The logits are as they are or, where that is likelier, as they would be if classes
-    were of one size: that a rare class is rare is no error.
-
-    Args:
-        logits: (n, C) float64.
-        labels: (n,) int64 in [0, classes).
-    """
-    import torch
-
-    weights = balanced(labels, classes)
-    rareness = -torch.log((torch.bincount(labels, minlength=classes) * classes / len(labels)).clamp(min=1e-9)).double()
-    best, offset = -torch.inf, rareness
-    for tried in (0 * rareness, rareness):
-        reached = max(likelihood(scale * logits + tried, labels, labels, weights) for scale in SCALES)
-        if reached > best:
-            best, offset = reached, tried
-    sure, guesses = torch.softmax(logits + offset, dim=1).max(dim=1)
-    wrong, expected = weights[guesses != labels].double().sum(), weights.double() @ (1 - sure)
-    return round(float(wrong / expected.clamp(min=1e-9 / len(labels))), 6), best
 
 
 @dataclass(frozen=True)

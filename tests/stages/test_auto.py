@@ -1,5 +1,6 @@
 """update.solver auto: the new head, the verdict, and when the base head is kept; on planted features."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -22,6 +23,7 @@ from stages.auto import (
     Evidence,
     calibration,
     group_balanced,
+    likelihood,
     repair,
     retrain,
     weigh,
@@ -31,7 +33,6 @@ from stages.auto import (
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict, _said, assess, identify
 from stages.logistic import balanced, fit, moments
 from stages.passes import predict
-from stages.reliance import likelihood
 from tests.conftest import Done
 
 WIDTH = 40
@@ -576,6 +577,13 @@ def test_worse_half() -> None:
     labels[:4] = 1
     logits = torch.tensor([[1.0, 0.0]]).expand(28, 2)
     assert worse_half(logits, labels, groups, torch.ones(28)) == pytest.approx((18 / 28 + 20 / 28) / 2, abs=1e-6)
+
+
+def test_likelihood() -> None:
+    logits = torch.tensor([[0.0, 0.0], [0.0, 9.0]])
+    weights = torch.tensor([0.75, 0.25])
+    expected = 0.75 * math.log(0.5) - 0.25 * math.log(1 + math.exp(9))
+    assert likelihood(logits, torch.tensor([1, 0]), torch.tensor([0, 1]), weights) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("classes", "judge"), [(2, "worse_half"), (3, "likelihood")])

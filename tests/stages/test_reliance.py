@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from stages.logistic import balanced
-from stages.reliance import calibrated, likelihood, logits_of, reliance
+from stages.reliance import logits_of, reliance
 
 
 def odds(bias: float, classes: int) -> float:
@@ -81,20 +81,6 @@ def test_where_every_class_is_told_it_is_finite() -> None:
     labels, attributes = torch.arange(200) % 2, torch.arange(200) // 2 % 2
     found = reliance(torch.nn.functional.one_hot(labels, 2).double() * 7, labels, attributes, 2)
     assert found is not None and abs(found.relied) < 0.1 and abs(found.coupled) < 1e-6
-
-
-def test_likelihood() -> None:
-    logits, weights = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([0.75, 0.25])
-    expected = -0.75 * math.log1p(math.exp(-1.0)) - 0.25 * math.log1p(math.exp(-2.0))
-    assert likelihood(logits, torch.tensor([1, 0]), torch.tensor([0, 1]), weights) == pytest.approx(expected, abs=1e-6)
-
-
-def test_a_head_that_is_best_makes_the_errors_that_it_expects() -> None:
-    logits, labels, _ = asked(0.9, 0.9)
-    errors, reached = calibrated(logits, labels, 2)
-    assert errors == pytest.approx(1, abs=0.05)
-    surer, same = calibrated(logits / 0.3, labels, 2)
-    assert surer > 2 and same == pytest.approx(reached, abs=1e-6)
 
 
 def test_logits() -> None:
