@@ -632,11 +632,19 @@ def check_names(features: Artifact, classes: int, source: Artifact | None) -> No
 
 
 def _first_other(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
-    """The first number at which the names differ by more than case; None where there is none."""
-    for number, (our, their) in enumerate(zip(ours, theirs, strict=False)):
-        if our.casefold() != their.casefold():
+    """The first number at which the names differ (see `comparable`); None where there is none."""
+    for number, (our, their) in enumerate(zip(*comparable(ours, theirs), strict=False)):
+        if our != their:
             return number
     return None
+
+
+def comparable(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of classes as they are to be compared: whatever their capitals, unless these tell classes apart ("a", "A")."""
+    folded = [name.casefold() for name in ours], [name.casefold() for name in theirs]
+    if any(len(set(names)) < len(names) for names in folded):
+        return list(ours), list(theirs)
+    return folded
 
 
 def check_known(features: Artifact, classes: int, source: Artifact | None, *, do: str) -> None:

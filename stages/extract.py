@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import artifacts, models
-from stages.artifacts import Metadata, Outputs
+from stages.artifacts import Metadata, Outputs, comparable
 from stages.data import Split, open_split
 from stages.distributed import gathered, rank
 from stages.errors import BadValues, Mismatch, UserError
@@ -308,6 +308,7 @@ def run(
     classifier = opened.classifier
     readers = {name: open_split(name, **data) for name in splits}
     labels = {name: number_as(opened, split, name) for name, split in readers.items()}
+    _check_numbering(opened, readers)
     skip = data.get("on_error") == "skip"
     paths = {name: Path(out) / f"{name}.safetensors" for name in splits}
     parts: dict[str, Parts] = {}
@@ -324,8 +325,8 @@ def run(
         weight, bias = head_tensors(head)
         names = opened.class_names or list(first.class_names)
         check_classes(classifier, len(weight), first)
-        # Group labels: they go to the test features alone, which nothing but evaluate reads.
-        train_groups = _train_groups(data, opened, names) if "test" in readers else None
+        # Group labels: they go to the test features alone, which evaluate and compare read.
+        train_groups = _train_groups(data, opened, readers["test"], names) if "test" in readers else None
         for name, split in readers.items():
             made_from = _made_from(opened, head_name, split, target, batch_size, precision, dtype)
             segment = -(-SEGMENT[target.type] // batch_size) * batch_size
@@ -375,7 +376,7 @@ def run(
         "kind": first.kind,
         "width": head.in_features,
         "classes": names,
-        "classes_matched_by": "name" if _same_names(opened, first) or not opened.class_names else "number",
+        "classes_matched_by": "name" if _same_names(opened, first) else "number",
         "samples": {name: own.rows for name, own in parts.items()},
         "skipped": {name: own.samples - own.rows for name, own in parts.items()},
         "resumed": resumed,
@@ -448,6 +449,18 @@ def _forms(path: Path) -> set[Path]:
             if each.name in (path.name, path.name + artifacts.INDEX_SUFFIX) or shard.fullmatch(each.name)}  # fmt: skip
 
 
+def _check_numbering(opened: Opened, splits: Mapping[str, Split]) -> None:
+    """Raise Mismatch where splits number their classes differently and do not go by the names that the model knows."""
+    (first, names), *others = ((name, list(split.class_names)) for name, split in splits.items())
+    for name, found in others:
+        if found != names and not (opened.class_names and _same_names(opened, splits[name])):
+            raise Mismatch(
+                f"the classes are {', '.join(names)} in the {first} split and {', '.join(found)} in the {name} split",
+                where="data",
+                do="number the same classes alike in every split",
+            )
+
+
 def check_classes(classifier: Classifier, classes: int, split: Split) -> None:
     """Raise Mismatch where the model tells another number of classes apart than the data has."""
     if len(split.class_names) != classes:
@@ -470,8 +483,8 @@ def number_as(opened: Opened, split: Split, name: str) -> "np.ndarray":
     """
     import numpy as np
 
-    same = _same_names(opened, split)
-    ours, theirs = _folded(split.class_names), _folded(opened.class_names)
+    ours, theirs = comparable(split.class_names, opened.class_names or ())
+    same = set(ours) == set(theirs)
     elsewhere = [name for index, name in enumerate(ours) if name in theirs and theirs.index(name) != index]
     if elsewhere and not same:
         raise Mismatch(
@@ -495,20 +508,19 @@ def number_as(opened: Opened, split: Split, name: str) -> "np.ndarray":
 
 
 def _same_names(opened: Opened, split: Split) -> bool:
-    return set(_folded(split.class_names)) == set(_folded(opened.class_names))
+    """Whether the model's class names, where it has any, are the data's."""
+    ours, theirs = comparable(split.class_names, opened.class_names or ())
+    return not theirs or set(ours) == set(theirs)
 
 
-def _folded(names: Sequence[str]) -> list[str]:
-    return [str(name).casefold() for name in names]
-
-
-def _train_groups(data: Mapping[str, Any], opened: Opened, names: Sequence[str]) -> dict[str, int] | None:
+def _train_groups(data: Mapping[str, Any], opened: Opened, test: Split, names: Sequence[str]) -> dict[str, int] | None:
     """The training split's group sizes, for evaluate's adjusted mean, classes named as in the features files.
 
     None where they cannot be known.
     """
     try:
         split = open_split("train", **data)
+        _check_numbering(opened, {"test": test, "train": split})
         numbered = replace(split, labels=number_as(opened, split, "train"), class_names=names)
     except UserError:
         return None

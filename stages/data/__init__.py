@@ -169,7 +169,7 @@ def named(given: Sequence[str] | None, found: Sequence[str], key: str) -> Sequen
     """The names to show for the numbers 0, 1, ...: those given as `data.<key>`, or else those found.
 
     Raises:
-        BadData: fewer names are given than there are values.
+        BadData: fewer names are given than there are values, or one twice.
     """
     if given is None:
         return found
@@ -179,6 +179,8 @@ def named(given: Sequence[str] | None, found: Sequence[str], key: str) -> Sequen
             where=f"data.{key}",
             do="give one name per value",
         )
+    if twice := [name for index, name in enumerate(given) if name in given[:index]]:
+        raise BadData(f"names two values '{twice[0]}'", where=f"data.{key}", do="give every value a name of its own")
     return given
 
 

@@ -98,6 +98,8 @@ def _weights(architecture: str, weights: str) -> "tuple[dict[str, Tensor], Path]
     """A state dict, and the file that it lies in."""
     if checkpoints.is_path(weights):
         return checkpoints.read(Path(weights)), Path(weights)
+    import pickle
+
     import torch
     from torchvision.models import get_model_weights
 
@@ -109,8 +111,14 @@ def _weights(architecture: str, weights: str) -> "tuple[dict[str, Tensor], Path]
             do=f"use null, the path of a state dict, DEFAULT or {', '.join(choices.__members__)}",
         )
     chosen = choices[weights]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rpartition("/")[2]
     try:
-        state: Mapping[str, Tensor] = chosen.get_state_dict(progress=False, check_hash=True)
+        # torchvision alone would unpickle what lies in its cache; the hash is of what is downloaded.
+        state: Mapping[str, Tensor] = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise BadModel(
+            f"is not the state dict that torchvision publishes for {architecture}", where=file, do="remove it, and run again"
+        ) from error
     except OSError as error:
         raise BadModel(
             f"the weights of {architecture} cannot be downloaded ({error})",
@@ -118,7 +126,7 @@ def _weights(architecture: str, weights: str) -> "tuple[dict[str, Tensor], Path]
             do="connect to the internet once, or give the path of a state dict",
         ) from error
     kept = {name: tensor for name, tensor in state.items() if not name.lower().startswith("aux")}
-    return kept, Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rpartition("/")[2]
+    return kept, file
 
 
 def prepare(image: "Image", size: int | Sequence[int]) -> "Tensor":

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ASSETS = ("*.json", "*.txt", "*.model")
 INDEX_SUFFIX = ".index.json"
 
+# A folder that brings code of its own is refused, where transformers by itself would ask on the terminal and run it.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+
 
 def build(*, name: str, classes: int | None = None, max_length: int | None = None) -> Classifier:
     """A sequence or image classification model with its tokenizer or image processor.
@@ -50,7 +53,7 @@ def _build(folder: Path, classes: int | None, spec: dict[str, Any]) -> Classifie
     transformers.logging.disable_progress_bar()
     where = spec["name"]
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
         raise BadModel(f"cannot be loaded by transformers ({_first_line(error)})", where=where) from error
     if type(config) in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
@@ -71,7 +74,7 @@ def _build(folder: Path, classes: int | None, spec: dict[str, Any]) -> Classifie
         )
     options: dict[str, Any] = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     try:
-        network, report = auto.from_pretrained(folder, output_loading_info=True, dtype="float32", **options)
+        network, report = auto.from_pretrained(folder, output_loading_info=True, dtype="float32", **NO_CODE, **options)
         transform, collate = _preparation(folder, kind, spec["max_length"])
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise BadModel(f"cannot be loaded by transformers ({_first_line(error)})", where=where) from error
@@ -93,8 +96,8 @@ def _preparation(folder: Path, kind: str, max_length: int | None) -> tuple[Any, 
     """(transform, collate) of a text or an image model."""
     transformers: Any = import_module("transformers")
     if kind == "image":
-        return partial(_prepare_image, transformers.AutoImageProcessor.from_pretrained(folder)), None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        return partial(_prepare_image, transformers.AutoImageProcessor.from_pretrained(folder, **NO_CODE)), None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **NO_CODE)
     # A tokenizer that knows no limit gives a huge number.
     limit = tokenizer.model_max_length if tokenizer.model_max_length < 1_000_000 else 512
     return _as_it_is, partial(_tokenize, tokenizer, min(max_length or limit, limit))

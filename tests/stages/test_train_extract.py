@@ -230,6 +230,37 @@ def test_classes_of_another_data_set(images: Path, trained: Path, tmp_path: Path
         extract_to(tmp_path / "out", {"format": "folder", "root": str(tmp_path / "photos")}, trained, splits=["val"])
 
 
+def test_classes_that_capitals_alone_tell_apart(images: Path, data: dict[str, Any], tmp_path: Path) -> None:
+    """As EMNIST's letters: exact names then, whatever their order."""
+    with artifacts.outputs() as files:
+        network = models.build(**{**MODEL, "classes": 3})
+        models.save(files, tmp_path / "letters", network, ["b", "A", "a"], Metadata())
+    rows = [f"val/{name}/{i:02}.png,{letter}" for name in ("warm", "cold") for i, letter in enumerate("Aab")]
+    (tmp_path / "val.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    data = {"format": "csv", "file": str(tmp_path / "{split}.csv"), "root": str(images)}
+    extract_to(tmp_path, data, tmp_path / "letters", splits=["val"])
+    held = artifacts.read("features", tmp_path / "features/val.safetensors")
+    assert held["labels"].tolist() == [1, 2, 0] * 2 and held.class_names(3) == ["b", "A", "a"]
+
+
+def test_splits_that_number_their_classes_differently(images: Path, tmp_path: Path) -> None:
+    """Where the model names no classes, nothing tells which of the two numberings is the head's."""
+    datasets = pytest.importorskip("datasets")
+    names = {"validation": ["cold", "warm"], "test": ["warm", "cold"]}
+    made = {}
+    for split, order in names.items():
+        columns = {"image": [str(images / f"val/{name}/00.png") for name in names["test"]], "label": [0, 1]}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=order)})
+        made[split] = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "set")
+    torch.save(models.build(**{**MODEL, "classes": 2}).network.state_dict(), tmp_path / "own.pt")
+    own = {**MODEL, "weights": str(tmp_path / "own.pt")}
+    data = {"format": "huggingface", "root": str(tmp_path / "set")}
+    with pytest.raises(Mismatch, match="the classes are cold, warm in the val split and warm, cold in the test split"):
+        extract_to(tmp_path / "out", data, tmp_path / "none", own_model=own, splits=["val", "test"])
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
 def test_a_model_that_gives_nan(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
     opened = models.load(trained)
     model, names = opened.classifier, opened.class_names

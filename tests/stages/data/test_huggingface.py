@@ -65,6 +65,7 @@ def test_texts_with_plain_columns(tmp_path: Path) -> None:
         ({"text_column": "text", "attribute_column": "z"}, "there is no column 'z' .*; set data.attribute_column"),
         ({"second_text_column": "text"}, "data.second_text_column: is set, and data.text_column is not"),
         ({"text_column": "text", "class_names": ["x"]}, "data.class_names: names 1 values, and the table has 2"),
+        ({"text_column": "text", "class_names": ["x", "x"]}, "data.class_names: names two values 'x'; give every value a"),
     ],
 )
 def test_what_cannot_be_used(options: dict[str, Any], words: str, tmp_path: Path) -> None:

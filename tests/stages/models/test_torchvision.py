@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,22 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     with pytest.raises(BadModel, match=r"cannot be downloaded \(no route to host\); connect to the internet once"):
         build(weights="DEFAULT")
+
+
+def test_nothing_in_torchvisions_cache_is_unpickled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file that lies there already is neither downloaded nor held against its hash."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return partial(Path.touch), (tmp_path / "ran",)
+
+    torch.save(Evil(), cache / "resnet18-f37072fd.pth")
+    with pytest.raises(BadModel, match=r"resnet18-f37072fd\.pth: is not the state dict that torchvision publishes for resnet18"):
+        build(weights="DEFAULT")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_pretrained_weights_with_another_number_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:

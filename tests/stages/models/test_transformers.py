@@ -1,5 +1,7 @@
 """transformers' classifiers: features are what enters the last linear layer, for texts, pairs of texts and images."""
 
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,19 @@ def test_what_is_no_classifier_folder(tmp_path: Path, pretrained: Pretrained) ->
     (folder / "model.safetensors").unlink()
     with pytest.raises(BadModel, match="cannot be loaded by transformers"):
         build(folder)
+
+
+def test_code_in_a_folder_is_not_run(pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor is anybody asked whether to run it: a script's answer would be whatever comes next on its input."""
+    folder = pretrained("Bert")
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(BadModel, match="cannot be loaded by transformers"):
+        build(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_hub_id_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
