@@ -219,12 +219,15 @@ def main(arguments: Sequence[str]) -> None:
         given.out.write_text("".join(json.dumps(line) + "\n" for line in known))
     elif not given.docs:
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        with given.out.open("w") as file:
+        # Beside it until all are measured: a run that is cut off takes no line away.
+        measured = given.out.with_name(f"{given.out.name}.part")
+        with measured.open("w") as file:
             # Lines of other pools stay.
             file.writelines(json.dumps(line) + "\n" for line in known if line["pool"] not in chosen)
             for line in _lines(measure, jobs, given.processes):
                 file.write(json.dumps(line) + "\n")
                 file.flush()
+        measured.replace(given.out)
     lines = [json.loads(line) for line in given.out.read_text().splitlines()]
     if given.docs:
         text = DOCS.read_text(encoding="utf-8")

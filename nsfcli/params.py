@@ -214,7 +214,8 @@ class TrainSection(Section):
     """ERM training of the classifier."""
 
     epochs: Size = Field(3, description="Passes over the training split.")
-    batch_size: Size = Field(32, description="Samples a step.")
+    # Batch norm makes nothing of a single sample.
+    batch_size: Annotated[int, Field(ge=2, lt=2**31)] = Field(32, description="Samples a step.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW.")
     learning_rate: Rate = Field(0.003, description="The optimizer's.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD's.")

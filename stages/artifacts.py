@@ -250,6 +250,8 @@ def read(kind: str, path: Path, *, attributes: bool = False) -> Artifact:
     files = shards(path) if kind == "features" else None
     opened = [_open(kind, file, made_by) for file in files or [path]]
     metadata = opened[0][1]
+    if files is not None:
+        _check_alike(files, [own for _, own in opened])
     sizes: dict[str, int] = {}
     checked: dict[str, Tensor] = {}
     stored: Rows | None = None
@@ -304,7 +306,7 @@ def shards(path: Path) -> list[Path] | None:
     if (index != path and _exists(path)) or not index.is_file():
         return None
     try:
-        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+        names = list(dict.fromkeys(str(name) for name in json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise WrongArtifact("is no index of features in shards", where=index, do="run `nsf extract` again") from error
     if not names or any(Path(name).name != name for name in names):
@@ -359,6 +361,18 @@ def _check_shards(name: str, files: Sequence[Path], pieces: "Sequence[Tensor]", 
     for file, piece, part in zip(files, pieces, rows.parts, strict=True):
         if piece.dim() and len(piece) != len(part):
             raise WrongArtifact(f"'{name}' has {len(piece)} values, and 'features' {len(part)} rows", where=file)
+
+
+def _check_alike(files: Sequence[Path], metadata: Sequence[Metadata]) -> None:
+    """Refuse shards of several features: of another model, or that name other classes or attributes."""
+    first = metadata[0]
+    for file, own in zip(files, metadata, strict=True):
+        for what in ("inputs", "class_names", "attribute_names"):
+            if getattr(own, what) != getattr(first, what):
+                said = what.replace("_", " ")
+                raise WrongArtifact(
+                    f"is of other {said} than {files[0]}", where=file, do="put shards of one run of `nsf extract` together"
+                )
 
 
 def _check_finite_rows(rows: Rows, files: Sequence[Path]) -> None:

@@ -140,7 +140,7 @@ def assess(
         elsewhere = counts[index].clone()
         elsewhere[index] = 0
         dispersion = None
-        if 0 < away < size:
+        if 0 < away < size and distances[index].min() > 0:
             # The minority's mean less the rest's, from the class's own mean.
             apart = (found.centroids[index].double().cpu() - of_rest[index]) * (size / away)
             dispersion = round(float(apart.norm() / distances[index].min()), 6)

@@ -7,7 +7,7 @@ from typing import Any
 from stages import artifacts, models
 from stages.artifacts import Metadata
 from stages.data import Split, open_split
-from stages.errors import BadValues, UserError
+from stages.errors import BadData, BadValues, UserError
 from stages.loading import batches, unreadable
 from stages.models import Classifier
 from stages.runtime import Progress, begin, keep_freed_memory, reproducible, silent
@@ -83,9 +83,11 @@ def train(
             if scheduler is not None:
                 scheduler.step()
             progress("train", step, total)
-    if skipped and not seen:
-        raise unreadable("train", len(split), skipped)
-    return correct / max(seen, 1)
+    if not seen:
+        if skipped:
+            raise unreadable("train", len(split), skipped)
+        raise BadData("holds a single sample, and batch norm needs two", where="train split", do="give it more samples")
+    return correct / seen
 
 
 def run(

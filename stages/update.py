@@ -138,11 +138,14 @@ def fold(weight: "Tensor", bias: "Tensor", scale: "Tensor", shift: "Tensor") -> 
 
 
 def unfold(weight: "Tensor", bias: "Tensor", scale: "Tensor", shift: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """The head on T(x) that equals the head (C, d), (C,) on x: `fold` undone, where no scale is zero."""
+    """The head on T(x) that equals the head (C, d), (C,) on x: `fold` undone.
+
+    A feature of scale zero is the same for all samples in T(x), and has no say there.
+    """
     import torch
 
     wide, stretch, move = weight.to(torch.float64), scale.to(torch.float64), shift.to(torch.float64)
-    on_map = wide / stretch
+    on_map = torch.where(stretch == 0, 0.0, wide / stretch)
     on_map_bias = bias.to(torch.float64) - on_map @ (stretch * move - move)
     return on_map.to(torch.float32), on_map_bias.to(torch.float32)
 
@@ -231,9 +234,7 @@ def run(
             )  # fmt: skip
             because, again = repaired.kept, repaired.retrained
             attributes = again.attributes if again is not None and repaired.remedy != PLAIN else None
-            new = Updated(
-                *unfold(repaired.weight, repaired.bias, scale, shift), repaired.weight, repaired.bias
-            )  # fmt: skip
+            new = Updated(*unfold(repaired.weight, repaired.bias, scale, shift), repaired.weight, repaired.bias)
             extra = {
                 "doubt": repaired.doubt,
                 "verdict": repaired.verdict.bias,
@@ -265,7 +266,8 @@ def run(
                     where=features,
                     do="give the base head (--head) to keep it",
                 )
-        artifacts.check_computed(out, vars(new), do="lower update.learning_rate")
+        remedy = "lower update.learning_rate" if solver == "published" else "scale the features down"
+        artifacts.check_computed(out, vars(new), do=remedy)
         inputs = {"features": data, "identify": found, "neutralize": neutral, "eliminate": learned, "head": base}
         metadata = Metadata(
             parameters=parameters,

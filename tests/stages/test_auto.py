@@ -532,6 +532,14 @@ def test_no_minority_no_verdict() -> None:
     assert all(row["base_accuracy_on_minority"] is None and row["dispersion"] is None for row in said.classes)
 
 
+def test_classes_at_one_place_have_no_distance_to_measure_by() -> None:
+    """A dispersion of infinity would be no JSON."""
+    features, labels = torch.tensor([0.0, 0.0, 1.0, 11.0, 1.0, 11.0]).unsqueeze(1), torch.tensor([0, 0, 1, 1, 2, 2])
+    found = identify(features, labels)
+    assert found.nearest.tolist() == [0, 0, 0, 1, 0, 1]
+    assert [row["dispersion"] for row in assess(features, labels, found).classes] == [None, None, None]
+
+
 @pytest.mark.parametrize(("back", "said"), [(3, CANNOT_TELL), (5, CANNOT_TELL), (6, NOT_BIASED), (40, NOT_BIASED)])
 def test_not_biased_is_not_said_by_a_handful(back: int, said: str) -> None:
     """However many are drawn one way, the mean of those drawn the other way must be of some samples, too."""

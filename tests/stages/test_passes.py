@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from stages import passes
-from stages.artifacts import read
+from stages.artifacts import Metadata, read
 from stages.eliminate import eliminate
 from stages.errors import BadValues, MissingFile, WrongArtifact
 from stages.identify import assess, identify
@@ -267,6 +267,11 @@ def test_shards_that_do_not_fit(tmp_path: Path) -> None:
     assert "attributes" not in read("features", index).names
     with pytest.raises(WrongArtifact, match=r"val-00002.*holds no tensor 'attributes'"):
         read("features", index, attributes=True)
+    for what, own in (("class names", {"class_names": ["b", "a"]}), ("inputs", {"inputs": {"model": "sha256:1"}})):
+        metadata = Metadata(stage="extract", kind="features", **own).to_strings()
+        save_file({"features": torch.ones(10, 8), "labels": torch.zeros(10, dtype=torch.int64)}, second, metadata)
+        with pytest.raises(WrongArtifact, match=rf"val-00002\S+: is of other {what} than \S+val-00001"):
+            read("features", index)
     second.unlink()
     with pytest.raises(MissingFile, match="val-00002"):
         read("features", index)

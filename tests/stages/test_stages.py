@@ -285,6 +285,16 @@ def test_fold_and_unfold_are_inverse() -> None:
     assert not torch.allclose(folded_weight, weight, atol=0.1)
 
 
+def test_unfold_where_the_map_makes_a_feature_constant() -> None:
+    """No head on T(x) can tell its values apart; the others' weights are what they would be without it."""
+    weight, bias, shift = random(3, 8), random(3, seed=1), random(8, seed=3)
+    scale = torch.cat([1 + 0.3 * random(7, seed=2), torch.zeros(1)])
+    on_map, on_map_bias = unfold(weight, bias, scale, shift)
+    alone, alone_bias = unfold(weight[:, :7], bias, scale[:7], shift[:7])
+    torch.testing.assert_close(on_map, torch.cat([alone, torch.zeros(3, 1)], dim=1))
+    torch.testing.assert_close(on_map_bias, alone_bias)
+
+
 # --------------------------------------------------------------------------------------------------------- metrics
 
 PREDICTIONS = torch.tensor([0, 0, 1, 1, 1, 0, 1, 1])

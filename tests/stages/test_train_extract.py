@@ -60,6 +60,15 @@ def test_training_learns_and_says_so(data: dict[str, Any], tmp_path: Path) -> No
     assert seen == [("train", step, 18) for step in range(1, 19)]
 
 
+def test_a_single_sample_trains_nothing(images: Path, tmp_path: Path) -> None:
+    """Batch norm makes nothing of it, and a network as random as it came would be written."""
+    (tmp_path / "train.csv").write_text("path,label\nval/warm/00.png,1\n")
+    data = {"format": "csv", "file": str(tmp_path / "{split}.csv"), "root": str(images)}
+    with pytest.raises(BadData, match="train split: holds a single sample"):
+        train_on(data, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_same_seed_same_bytes_whatever_the_workers(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
     for name, workers in (("a", 0), ("b", 0), ("c", 2)):
         train_on(data, tmp_path / name / "model", workers=workers)
