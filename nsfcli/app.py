@@ -266,7 +266,12 @@ def main() -> None:
         # A terminal that cannot show a class's name shows its escape; results are written by then.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if distributed.size() > 1:
+    try:
+        several = distributed.size() > 1
+    except UserError as error:
+        Console().error(str(error))
+        sys.exit(EXIT_USER_ERROR)
+    if several:
         from nsfcli.launch import work
 
         work(app)

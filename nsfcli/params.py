@@ -543,6 +543,8 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
         raise BadParameter(f"is not valid YAML{line} ({problem})", where=chosen) from error
     except RecursionError as error:
         raise BadParameter("is no YAML that can be read (nested too deeply)", where=chosen) from error
+    except ValueError as error:  # what looks like a date, and is none
+        raise BadParameter(f"is not valid YAML ({error})", where=chosen, do="put dates and the like in quotes") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -554,7 +556,7 @@ def _scalar(text: str) -> Any:
     """An option's value, read as the same text would be in params.yaml."""
     try:
         return _yaml().load(text)
-    except (_yaml_error(), RecursionError):
+    except (_yaml_error(), RecursionError, ValueError):
         return text
 
 

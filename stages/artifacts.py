@@ -750,7 +750,8 @@ def type_names() -> dict[Any, str]:
     return {
         torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
         torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-        torch.uint8: "U8", torch.bool: "BOOL",
+        torch.uint8: "U8", torch.bool: "BOOL", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
+        torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
     }  # fmt: skip
 
 
@@ -906,6 +907,7 @@ class Outputs:
         self._folders: list[Path] = []
         self._pending: list[tuple[Path, Path]] = []
         self._open: list[IO[bytes]] = []
+        self._old: list[Path] = []
 
     def file(self, path: Path) -> IO[bytes]:
         """A temporary file beside `path`, which becomes `path` when the command succeeds.
@@ -940,16 +942,22 @@ class Outputs:
     def inputs(self, *paths: Path) -> None:
         """Name more files that the command reads, or folders of them: none of them may be an output."""
         for path in paths:
-            self._protected |= {file.resolve() for file in (path.iterdir() if path.is_dir() else (path,))}
+            # A folder that cannot be listed is told of by whoever reads it.
+            with suppress(OSError):
+                self._protected |= {file.resolve() for file in (path.iterdir() if path.is_dir() else (path,))}
 
-    def check(self, path: Path) -> None:
-        """Raise what `file` would, in the process that writes, before the work that ends in this output."""
+    def check(self, *paths: Path | None) -> None:
+        """Raise what `file` would, in the process that writes, before the work that ends in these outputs."""
         if distributed.rank():
             return
-        self.file(path)
-        temporary, _ = self._pending.pop()
-        self._open.pop().close()
-        temporary.unlink(missing_ok=True)
+        before = len(self._open)
+        for path in paths:
+            if path is not None:
+                self.file(path)
+        while len(self._open) > before:
+            temporary, _ = self._pending.pop()
+            self._open.pop().close()
+            temporary.unlink(missing_ok=True)
 
     def text(self, path: Path, text: str) -> None:
         if not distributed.rank():
@@ -969,7 +977,14 @@ class Outputs:
         self.tensors(path, present, _signed(kind, metadata))
 
     def tensors(self, path: Path, tensors: Mapping[str, "Tensor"], metadata: Metadata) -> None:
-        """Any tensors, such as a model's state dict."""
+        """Any tensors, such as a model's state dict.
+
+        Raises:
+            BadValues: a tensor is of a type that safetensors does not know.
+        """
+        for name, tensor in tensors.items():
+            if tensor.dtype not in type_names():
+                raise BadValues(f"'{name}' is of type {tensor.dtype}, which safetensors does not know", where=path)
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         layout = Layout({name: (t.dtype, tuple(t.shape)) for name, t in on_cpu.items()}, metadata.to_strings())
         if distributed.rank():
@@ -1006,27 +1021,29 @@ class Outputs:
         try:
             for temporary, path in self._pending:
                 old = temporary.with_name(f"{temporary.name[:-4]}.old.tmp") if path.exists() else None
+                # Noted first: whatever stops this in between finds what there is to put back.
+                kept.append((path, old))
                 if old is not None:
                     _second_name(path, old)
-                kept.append((path, old))
                 temporary.replace(path)
         except BaseException:
             for path, old in reversed(kept):
-                if old is not None:
+                if old is not None and old.exists():
                     old.replace(path)
-                elif path.is_file():
+                elif old is None and path.is_file():
                     path.unlink()
             raise
-        for _, old in kept:
-            if old is not None:
-                old.unlink()
+        # `_discard` takes them away where this is stopped on the way.
+        self._old = [old for _, old in kept if old is not None]
+        for old in self._old:
+            old.unlink()
 
     def _discard(self) -> None:
         for handle in self._open:
             # A full disk makes the last flush fail too; the file goes away in the next lines all the same.
             with suppress(OSError):
                 handle.close()
-        for temporary, _ in self._pending:
+        for temporary in (*(temporary for temporary, _ in self._pending), *self._old):
             temporary.unlink(missing_ok=True)
         for folder in self._folders:
             # Deepest first, and only those that this command made and nobody has used since.

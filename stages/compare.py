@@ -307,7 +307,7 @@ def run(
             do="give more validation samples",
         )
     with artifacts.outputs(features, test, head) as files, reproducible(0):
-        files.check(out)
+        files.check(out, csv_out)
         attributes = data.get("attributes")
         result = compare(
             data["features"].to(target),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from stages.errors import WorkerLost
+from stages.errors import BadParameter, WorkerLost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,17 +31,36 @@ _alone = False
 
 def rank() -> int:
     """The number of this process, from 0; process 0 alone writes and prints."""
-    return int(os.environ.get("RANK", "0")) if size() > 1 else 0
+    return _number("RANK", 0) if size() > 1 else 0
 
 
 def local_rank() -> int:
     """The number of this process among those of its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if size() > 1 else 0
+    return _number("LOCAL_RANK", 0) if size() > 1 else 0
 
 
 def size() -> int:
-    """How many processes work together."""
-    return 1 if _alone else int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes work together.
+
+    Raises:
+        BadParameter: WORLD_SIZE is no whole number.
+    """
+    return 1 if _alone else max(1, _number("WORLD_SIZE", 1))
+
+
+def local_size() -> int:
+    """How many processes there are on this machine."""
+    return max(1, _number("LOCAL_WORLD_SIZE", 1))
+
+
+def _number(name: str, default: int) -> int:
+    """A whole number of the environment, where the launcher puts them; empty is as if it were not there."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise BadParameter(f"'{text}' is no whole number", where=name, do="leave it to torchrun, or unset it")
+    return int(text)
 
 
 @contextmanager
@@ -67,11 +86,24 @@ def share(samples: int, unit: int) -> tuple[int, int]:
 
 
 def start(device: Any) -> None:
-    """Join the other processes, once; nothing to do where there is one."""
+    """Join the other processes, once; nothing to do where there is one.
+
+    Raises:
+        BadParameter: the environment says that there are others, and not how to find them.
+        WorkerLost: they cannot be reached.
+    """
     import torch.distributed as dist
 
     if size() == 1 or dist.is_initialized():
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing or rank() >= size():
+        wrong = f"{missing[0]} is not set" if missing else f"RANK is {rank()}"
+        raise BadParameter(
+            f"is {size()}, as if this were one of several processes, and {wrong}",
+            where="WORLD_SIZE",
+            do="start the processes with torchrun, or unset it",
+        )
     with _lost():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
 

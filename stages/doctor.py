@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,11 @@ def run(
             encode, classifier, val,
             batch_size=batch_size, workers=0, device=target, dtype=dtype, what="doctor", order=order, skipped=unread,
         )  # fmt: skip
-        for features, positions in batches:
-            predicted = predict(features, weight, bias).cpu().numpy()
-            right += int((predicted == labels[positions.numpy()]).sum())
-            seen += len(positions)
+        with closing(batches):
+            for features, positions in batches:
+                predicted = predict(features, weight, bias).cpu().numpy()
+                right += int((predicted == labels[positions.numpy()]).sum())
+                seen += len(positions)
         if not seen:
             raise unreadable("val", len(chosen), unread)
         rate = seen / max(time.monotonic() - started, 1e-9)

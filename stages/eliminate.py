@@ -8,7 +8,7 @@ from stages import artifacts, distributed
 from stages.adam import Adam
 from stages.artifacts import Metadata
 from stages.passes import blocks, compiled, spread
-from stages.runtime import Progress, begin, silent
+from stages.runtime import Progress, begin, reproducible, silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +154,8 @@ def run(
     artifacts.agree("d", data, neutral)
     artifacts.check_lineage(neutral, features=data)
     classes = artifacts.check_labels(data, neutral.sizes["C"], source=neutral)
-    with artifacts.outputs(features, neutralize) as files:
+    with artifacts.outputs(features, neutralize) as files, reproducible(0):
+        files.check(out, curve)
         learned = eliminate(
             data.rows.to(target),
             data.own("labels").to(target),

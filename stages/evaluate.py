@@ -13,7 +13,7 @@ from stages import artifacts, distributed, metrics
 from stages.artifacts import Metadata
 from stages.errors import WrongArtifact
 from stages.passes import best
-from stages.runtime import Progress, begin, silent
+from stages.runtime import Progress, begin, reproducible, silent
 
 
 def run(
@@ -49,7 +49,8 @@ def run(
     artifacts.check_lineage(new, head=base)
     artifacts.check_known(data, classes, new, do="give test features of the same classes")
     names = data.class_names(classes)
-    with artifacts.outputs(features, update, head) as files:
+    with artifacts.outputs(features, update, head) as files, reproducible(0):
+        files.check(out, metrics_out, groups_out)
         labels, attributes = data["labels"], data.get("attributes")
         heads = {"nsf": (new["folded_weight"], new["folded_bias"])}
         if base is not None:

@@ -4,9 +4,9 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,8 +71,10 @@ def encoded(
     order: "torch.Tensor | None" = None,
     skipped: list[UserError] | None = None,
     progress: Progress = silent,
-) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+) -> "Generator[tuple[torch.Tensor, torch.Tensor], None, None]":
     """The encoder's features of every sample, or of those in `order`: batches (b, d) with their positions (b,).
+
+    Whoever may not come to the end closes it: threads are limited until then (`_lanes`).
 
     Args:
         encode: a batch -> features (b, d), of a network in evaluation mode on `device`; see `cut`.
@@ -317,8 +319,7 @@ def run(
     read = artifacts.named_in(data, own_model or {})
     with artifacts.outputs(model, *read) as files, reproducible(seed=0):
         # The outputs come last; what is wrong with them is told first.
-        for path in (*paths.values(), Path(head_out)):
-            files.check(path)
+        files.check(*paths.values(), Path(head_out))
         first = next(iter(readers.values()))
         encode, head, head_name = cut(classifier, first, target)
         precision = str(computed).removeprefix("torch.")
@@ -341,7 +342,8 @@ def run(
                     order=own.order(), what=f"extract {name}", skipped=errors if skip else None,
                     progress=partial(_counted, progress, total - left, total),
                 )  # fmt: skip
-                own.make(features, errors)
+                with closing(features):
+                    own.make(features, errors)
         for name, split in readers.items():
             own = parts[name]
             own.collect()

@@ -213,6 +213,7 @@ def run(
     artifacts.check_model(data, base)
     classes = artifacts.check_labels(data, base.sizes["C"] if base else None, source=base)
     with artifacts.outputs(features, head) as files, reproducible(0):
+        files.check(out)
         x, labels = data.rows.to(target), data.own("labels").to(target)
         found = identify(x, labels, classes=classes, progress=progress)
         head_on_device = (base["weight"].to(target), base["bias"].to(target)) if base is not None else None

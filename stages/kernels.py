@@ -6,10 +6,12 @@ that `passes` takes these for large features alone.
 
 All of them release the GIL, so that threads can share the rows. What is summed over rows is added to float64 outputs, at
 most CHUNK rows at a time where the terms are float32: the result depends on the number of threads and processes by
-rounding errors of float64 alone. Features may be stored in half the bytes: float16 is given as
-uint16 and bfloat16 as int16, the same bits, for numba has neither.
+rounding errors of float64 alone. Features may be stored in half the bytes: float16 is given as uint16 and bfloat16 as int16,
+the same bits, for numba has neither.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,15 @@ CHUNK = 256
 
 # Sums in another order, and multiplications fused with additions; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def _loop(function: Callable[..., Any]) -> Any:
+    """A function compiled when it is first called, and kept for the next process where there is a place to write."""
+    compiled = partial(njit, nogil=True, fastmath=FAST)
+    try:
+        return compiled(cache=True)(function)
+    except RuntimeError:  # neither beside the code nor in the home folder: a read-only image, and a user without a home
+        return compiled()(function)
 
 
 def _row(x: Any, i: Any, buffer: Any) -> Any:
@@ -57,7 +68,7 @@ def _brain(x: Any, i: Any, buffer: Any) -> Any:
     return buffer.view(np.float32)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@_loop
 def sums(x: Any, first: int, groups: Any, out: Any) -> None:
     """out[g] += the rows of group g; groups (n,) int64, out (G, d) float64; a group below 0 is left out, and not read.
 
@@ -83,7 +94,7 @@ def sums(x: Any, first: int, groups: Any, out: Any) -> None:
         start = stop
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@_loop
 def best(x: Any, only: Any, weight: Any, bias: Any, classes: int, near: Any, doubt: Any, out: Any) -> None:
     """out[k, i] = the class of the highest x_i . weight[k C + c] + bias[k C + c], the first of equals, as float64 has it.
 
@@ -135,7 +146,7 @@ def best(x: Any, only: Any, weight: Any, bias: Any, classes: int, near: Any, dou
             out[k, i] = chosen
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@_loop
 def pull(x: Any, first: int, labels: Any, scale: Any, offsets: Any, share: float, out: Any) -> float:
     """One step of `eliminate` over all rows of x: returns the sum of ||r_i||, r_i = x_i * scale + offsets[label].
 
@@ -176,7 +187,7 @@ def pull(x: Any, first: int, labels: Any, scale: Any, offsets: Any, share: float
     return distance
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@_loop
 def slope(x: Any, rows: Any, labels: Any, shares: Any, weight: Any, bias: Any, out: Any) -> float:
     """The cross-entropy of a linear head on some rows, sum shares[k] * CE(head(x), label), and its gradient.
 

@@ -1,11 +1,11 @@
 """Batches of samples for training and extraction: loader workers, in a fixed order, with errors that stay sentences."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages.data import Split
+from stages.distributed import local_size
 from stages.errors import BadData, BadModel, Mismatch, UserError
 from stages.models import Classifier
 from stages.runtime import cores
@@ -74,7 +74,7 @@ def worker_count(workers: int | str) -> int:
     """
     if isinstance(workers, int):
         return workers
-    share = cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    share = cores() // local_size()
     return max(1, min(16, share - 1))
 
 

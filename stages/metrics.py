@@ -25,7 +25,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MissingFile("there is no such file", where=path, do="`nsf evaluate` makes it") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WrongArtifact("cannot be read as JSON", where=path, do="`nsf evaluate` makes it") from error
     if not isinstance(found, dict) or not isinstance(found.get("samples"), dict) or not _has_reports(found):
         raise WrongArtifact("holds no metrics of `nsf evaluate`", where=path, do="`nsf evaluate` makes it")
@@ -35,7 +35,11 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def _has_reports(found: Mapping[str, Any]) -> bool:
     reports = [found.get("nsf"), *([found["base"]] if found.get("base") is not None else [])]
     keys = {"worst_group_accuracy", "mean_accuracy", "classes", "groups"}
-    return all(isinstance(report, dict) and keys <= report.keys() for report in reports)
+    if not all(isinstance(report, dict) and keys <= report.keys() for report in reports):
+        return False
+    # Of these `samples` holds the counts.
+    parts = [report["groups" if found["nsf"]["groups"] else "classes"] for report in reports]
+    return all(isinstance(part, dict) and part.keys() == found["samples"].keys() for part in parts)
 
 
 def report(

@@ -68,6 +68,7 @@ def run(*, features: Path, identify: Path, out: Path, device: str = "auto", prog
     classes = artifacts.check_labels(data, found.sizes["C"], source=found)
     names = data.class_names(classes)
     with artifacts.outputs(features, identify) as files, reproducible(0):
+        files.check(out)
         labels, minority = data.own("labels").to(target), found.own("minority").to(target)
         centers = neutralize(data.rows.to(target), labels, minority, classes=classes, progress=progress)
         inputs = {"features": data.fingerprint, "identify": found.fingerprint}

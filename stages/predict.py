@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,9 +94,10 @@ def run(
             batch_size=batch_size, workers=workers, device=target, dtype=compute_dtype(precision, target),
             what="predict", progress=progress,
         )  # fmt: skip
-        for features, _ in batches:
-            for name, (rows, offset) in heads.items():
-                made[name].append(torch.softmax(features @ rows.T + offset, dim=1).cpu())
+        with closing(batches):
+            for features, _ in batches:
+                for name, (rows, offset) in heads.items():
+                    made[name].append(torch.softmax(features @ rows.T + offset, dim=1).cpu())
         probabilities = {name: torch.cat(parts) for name, parts in made.items()}
         samples = []
         for position, (sample, _) in enumerate(found):

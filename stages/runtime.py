@@ -143,7 +143,7 @@ def thread_count() -> int:
                 do="set it to a whole number from 1, or unset it for one thread a core",
             )
         return int(given)
-    processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    processes = distributed.local_size()
     # May be a list, one number for each level of nested loops.
     common = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if common.isdecimal() and int(common) > 0 and not (processes > 1 and common == "1"):

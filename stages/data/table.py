@@ -156,7 +156,7 @@ def read_rows_jsonl(path: Path, columns: Mapping[str, str | None], *, do: str | 
                     continue
                 try:
                     row = json.loads(text)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise BadData(f"line {line} is not valid JSON ({error})", where=path, do="mend the line") from error
                 if not isinstance(row, dict):
                     raise BadData(f"line {line} is no JSON object", where=path, do='write {"column": value, ...}')

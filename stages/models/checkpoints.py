@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from stages.artifacts import COPY_BYTES, tensor_bytes, type_names
-from stages.errors import BadModel, MissingFile
+from stages.errors import BadModel, MissingFile, UserError
 from stages.models import find_head, load_state
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def patch(source: Path, target: IO[bytes], changes: "Mapping[str, Tensor]") -> N
 def _patch_safetensors(source: Path, target: IO[bytes], changes: "Mapping[str, Tensor]") -> None:
     import shutil
 
-    types = {name: dtype for dtype, name in type_names().items() if dtype.is_floating_point}
+    types = {name: dtype for dtype, name in type_names().items() if dtype.is_floating_point and dtype.itemsize > 1}
     with source.open("rb") as file:
         start = 8 + struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(start - 8))
@@ -174,7 +174,6 @@ def _read(path: Path) -> Any:
     import pickle
 
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.exists():
@@ -190,7 +189,9 @@ def _read(path: Path) -> Any:
             where=path,
             do="save its state dict: torch.save(model.state_dict(), ...)",
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever of PyTorch's or safetensors' a damaged file meets first
         raise BadModel(
             f"cannot be read as a checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
             where=path,

@@ -547,6 +547,15 @@ def test_a_learning_rate_beyond_float32(command: str, refuse: Refuse) -> None:
 # ------------------------------------------------------------------------------------------------------- metrics
 
 
+REPORT = """{"nsf": {"worst_group_accuracy": null, "mean_accuracy": 1, "groups": {}, "classes": {"a": 1, "b": 1}},
+ "samples": {SAMPLES}}"""
+
+
+def test_metrics_of_classes_alone(nsf: Callable[..., Done]) -> None:
+    Path("right.json").write_text(REPORT.replace("SAMPLES", '"a": 3, "b": 4'))
+    assert nsf("metrics", "--json", "--metrics", "right.json").json["samples"] == {"a": 3, "b": 4}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -556,6 +565,8 @@ def test_a_learning_rate_beyond_float32(command: str, refuse: Refuse) -> None:
         ("[1]", "holds no metrics"),
         ('{"accuracy": 1}', "holds no metrics"),
         ('{"nsf": 1, "samples": 2}', "holds no metrics"),
+        (REPORT.replace("SAMPLES", '"a": 3'), "holds no metrics"),
+        (10**5 * "[", "cannot be read as JSON"),
     ],
 )  # fmt: skip
 def test_metrics_that_evaluate_did_not_write(text: str | bytes | None, words: str, nsf: Callable[..., Done]) -> None:

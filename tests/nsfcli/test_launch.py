@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from nsfcli.app import COMMANDS
 from nsfcli.launch import PATIENCE_SECONDS, STAGES, launched, one_voice
 from nsfcli.params import launch
+from stages import distributed
 from stages.errors import BadParameter
 from tests.conftest import REPOSITORY, Done, assert_one_sentence, leftovers, planted, run_process
 
@@ -119,6 +120,29 @@ def test_a_process_that_was_launched_launches_no_other(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert nsf("identify", "--json").json["samples"] == 200
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "abc"}, ["WORLD_SIZE: 'abc' is no whole number", "unset it"]),
+        ({"WORLD_SIZE": "2"}, ["WORLD_SIZE: is 2", "RANK is not set", "torchrun"]),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, ["WORLD_SIZE: is 2", "MASTER_ADDR is not set"]),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}, ["RANK is 2"]),
+        ({"LOCAL_WORLD_SIZE": "x"}, ["LOCAL_WORLD_SIZE: 'x' is no whole number"]),
+    ],
+)
+@pytest.mark.usefixtures("features")
+def test_an_environment_as_if_there_were_several(variables: dict[str, str], words: list[str], tmp_path: Path) -> None:
+    """As left behind by a job script, or set by a scheduler for other programs."""
+    done = run_process("nsf", "identify", cwd=tmp_path, **{"NSF_THREADS": "", **variables})
+    assert_one_sentence(done, *words)
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+    assert (distributed.size(), distributed.rank(), distributed.local_size()) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(

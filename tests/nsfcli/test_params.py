@@ -149,6 +149,8 @@ def test_an_option_is_read_as_yaml() -> None:
     assert sections["data"].model_dump()["items"] == ["bag", "boot"]
     assert sections["data"].model_dump()["test_bias"] is None
     assert sections["model"].model_dump()["image_size"] == 64
+    options = {"data__format": "folder", "data__root": "2024-13-45"}
+    assert load("train", options)["data"].model_dump()["root"] == "2024-13-45", "no date is text"
 
 
 # ------------------------------------------------------------------------------------------- mistakes in params.yaml
@@ -179,6 +181,7 @@ MISTAKES = {
     "missing data format": ("data: {root: x}", "'format'", "--data-format", "dominoes, folder, csv"),
     "bad YAML": ("eliminate:\n  steps: 1\nupdate: [\n", "not valid YAML", "line 4"),
     "a section given twice": ("update: {}\nupdate: {}\n", 'not valid YAML in line 2 (found duplicate key "update").'),
+    "no date": ("update: {seed: 2024-13-45}", "not valid YAML", "month", "in quotes"),
     "deeply nested": ("update: " + 5000 * "[", "nested too deeply"),
     "a tab": ("eliminate:\n\tsteps: 3", "not valid YAML", "line 2"),
     "a key given twice": ("eliminate:\n  steps: 1\n  steps: 2\n", "line 3", "duplicate key", "steps"),

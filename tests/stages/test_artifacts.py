@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from stages import artifacts
 from stages.artifacts import KINDS, Metadata, named_in, outputs, read
-from stages.errors import CannotWrite, Mismatch, WrongArtifact
+from stages.errors import BadValues, CannotWrite, Mismatch, WrongArtifact
 from tests.conftest import leftovers, planted, run_process
 
 SIZES = {"n": 5, "d": 3, "C": 2, "steps": 4}
@@ -27,7 +27,7 @@ METADATA = Metadata(
     notes={"base_head_kept": "false"},
 )
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-          torch.uint8, torch.bool]  # fmt: skip
+          torch.uint8, torch.bool, torch.uint16, torch.complex64]  # fmt: skip
 
 
 def example(kind: str) -> dict[str, torch.Tensor]:
@@ -361,6 +361,38 @@ def test_without_hard_links(fails: bool, tmp_path: Path, monkeypatch: pytest.Mon
         if fails:
             (tmp_path / "second/file").mkdir()
     assert (tmp_path / "first").read_text() == ("old" if fails else "new")
+    assert leftovers(tmp_path) == []
+
+
+def test_stopped_when_all_new_files_are_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a signal, say: the old ones' second names go, too."""
+    unlink = Path.unlink
+
+    def stop(path: Path, **options: bool) -> None:
+        if path.name.endswith(".old.tmp") and not options:
+            raise SystemExit(143)
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", stop)
+    for name in "ab":
+        (tmp_path / name).write_text("old")
+    with pytest.raises(SystemExit), outputs() as files:
+        for name in "ab":
+            files.text(tmp_path / name, "new")
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["new", "new"]
+    assert leftovers(tmp_path) == []
+
+
+def test_two_outputs_of_one_name_are_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(CannotWrite, match="is named for two outputs"), outputs() as files:
+        files.check(tmp_path / "a", None, tmp_path / "." / "a")
+    assert leftovers(tmp_path) == [] and not (tmp_path / "a").exists()
+
+
+def test_a_type_that_safetensors_does_not_know(tmp_path: Path) -> None:
+    refused = pytest.raises(BadValues, match=r"m: 'w' is of type torch\.complex128, which safetensors does not know")
+    with refused, outputs() as files:
+        files.tensors(tmp_path / "m", {"w": torch.zeros(2, dtype=torch.complex128)}, Metadata())
     assert leftovers(tmp_path) == []
 
 

@@ -181,6 +181,20 @@ def test_float32_sums_begin_anew_at_the_same_samples_wherever_a_share_begins() -
     assert whole[2] == pytest.approx(distance, rel=1e-14)
 
 
+def test_where_nothing_compiled_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only image and a user without a home: numba then finds no place for its cache."""
+    from numba.core import caching
+
+    from stages import kernels
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    loop = kernels._loop(kernels.sums.py_func)
+    features, labels = drawn(samples=300)
+    added = np.zeros((5, 37))
+    loop(features.numpy(), 0, labels.numpy(), added)
+    torch.testing.assert_close(torch.from_numpy(added), group_sums(features, labels, 5), rtol=1e-5, atol=1e-2)
+
+
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 

@@ -238,6 +238,7 @@ def test_images_from_json_lines(tmp_path: Path) -> None:
     [
         ('{"text": "a", "label": 0, "split": "val"}\n\n{"text": \n', r"line 3 is not valid JSON"),
         ('{"text": "a", "label": 0, "split": "val"}\n["a", 0, "val"]\n', r"line 2 is no JSON object"),
+        (10**5 * "[", r"line 1 is not valid JSON"),
         ('\n{"text": "a", "label": {"x": 1}, "split": "val"}\n', r"line 2, column 'label': \{'x': 1\} is not text"),
         ('{"text": "a", "split": "val"}\n', r"there is no column 'label' \(it has text, split\); set data.label_column"),
         ('{"text": "a", "label": 1, "split": "val"}\n\n{"text": "a", "split": "val"}', r"line 3, column 'label': '' is not"),

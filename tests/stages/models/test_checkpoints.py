@@ -105,6 +105,11 @@ def test_mistakes(state: dict, tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(BadModel, match=r"w\.pt: cannot be read as a checkpoint"):
         fit(path)
+    # An opcode that PyTorch's unpickler meets with an error of its own kind.
+    for content in (b"\x80\x02.", b"\x80\x02}q\x00(u.", b"\x80\x02h\x07."):
+        path.write_bytes(content)
+        with pytest.raises(BadModel, match=r"w\.pt: (cannot be read as a checkpoint|can only be read by running)"):
+            fit(path)
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(BadModel, match="is a pointer of Git LFS, not the weights; fetch them: git lfs pull"):
         fit(path)
