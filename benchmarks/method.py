@@ -137,7 +137,7 @@ def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
     minority, said = drawn.attributes % classes != y, new.attributes != y
     hits = int((minority & said & (new.attributes == drawn.attributes % classes)).sum())
     # Without a word where the verdict alone has decided.
-    evidence = repaired.evidence or Evidence(None, None, None, None, None, classes=classes)
+    evidence = repaired.evidence or Evidence(classes=classes)
     return {
         "verdict": repaired.verdict.bias, "verdict_mirror": repaired.verdict.mirror, **vars(evidence),
         "kept": repaired.kept, "remedy": repaired.remedy, "seconds": round(seconds, 2),

@@ -107,7 +107,7 @@ def _torchrun(arguments: list[str], where: Path, *, debug: bool) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-    # What torchrun sets, with a warning; `runtime.threads` reads it as torchrun's.
+    # What torchrun sets, with a warning; `runtime.thread_count` reads it as torchrun's.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     said = io.StringIO()
     try:

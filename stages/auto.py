@@ -280,7 +280,7 @@ def _evened(base: "tuple[Tensor, Tensor]", repaired: Repaired, drawn: "Draw", *,
     if float((after - before).mean()) <= BEYOND * float((spread / sizes).sum().sqrt()) / classes:
         return repaired
     neglected = round(float(after.min() - before.min()), 6)
-    evidence = replace(repaired.evidence or Evidence(None, None, None, None, None, classes=classes), neglected=neglected)
+    evidence = replace(repaired.evidence or Evidence(classes=classes), neglected=neglected)
     if not evidence.neglects():
         return replace(repaired, evidence=evidence)
     verdict = replace(repaired.verdict, bias=BIASED)
@@ -399,11 +399,11 @@ class Evidence:
         classes: C. Of more than two, hard samples pass for a bias more easily: the bounds are others.
     """
 
-    mirror: float | None
-    recovered: float | None
-    gained: float | None
-    shared: float | None
-    better: float | None
+    mirror: float | None = None
+    recovered: float | None = None
+    gained: float | None = None
+    shared: float | None = None
+    better: float | None = None
     errors: float | None = None
     unused: float | None = None
     classes: int = 2

@@ -4,10 +4,8 @@ Group labels are read for scoring on the test split and, where the validation sp
 labels": hyperparameters chosen by them, and `dfr`, which needs them to train. All other rows never see them.
 """
 
-import csv
-import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +14,7 @@ from stages import artifacts, metrics
 from stages.baselines import BASELINES, Baseline, Head
 from stages.errors import BadParameter, BadValues
 from stages.identify import identify
+from stages.logistic import FOLDS
 from stages.passes import predict
 from stages.runtime import Progress, begin, reproducible, silent
 
@@ -27,7 +26,6 @@ Scores: TypeAlias = Mapping[str, float | None]
 # fit(rows, setting): a method fitted to these rows of the validation split.
 Fit: TypeAlias = "Callable[[Tensor, Setting], Head]"
 
-FOLDS = 5
 # A group of fewer samples says too little to choose hyperparameters by.
 LEAST_GROUP = 5
 # The group of a sample whose group is unknown: it counts in the mean alone.
@@ -115,7 +113,7 @@ def compare(
     for seed in range(seeds):
         for name in names:
             baseline = BASELINES[name]
-            fold = folds(labels, known if baseline.oracle and known is not None else pseudo, seed)
+            fold = stratified_folds(labels, known if baseline.oracle and known is not None else pseudo, seed)
             fit = _fitting(baseline, features, labels, base, known, seed)
             chosen = _choose(name, fit, features, labels, fold, selections, tick)
             scores = {best: score(fit(everything, baseline.grid[best])) for best in set(chosen.values())}
@@ -125,8 +123,8 @@ def compare(
     return {"seeds": seeds, "methods": rows, "left_out": left_out}
 
 
-def folds(labels: "Tensor", strata: "Tensor", seed: int) -> "Tensor":
-    """The fold (n,) int64 in [0, 5) in which each sample is held out, spread evenly over classes and their strata (n,)."""
+def stratified_folds(labels: "Tensor", strata: "Tensor", seed: int) -> "Tensor":
+    """The fold (n,) int64 in [0, FOLDS) that holds each sample out, spread evenly over classes and their strata (n,)."""
     import torch
 
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
@@ -312,7 +310,7 @@ def run(
         result = compare(
             data["features"].to(target),
             data["labels"].to(target),
-            (base["weight"].to(target), base["bias"].to(target)),
+            base.head(target),
             held_out["features"].to(target),
             held_out["labels"],
             attributes=None if attributes is None else attributes.to(target),
@@ -325,18 +323,15 @@ def run(
         )
         files.text(out, json.dumps(result, indent=2) + "\n")
         if csv_out is not None:
-            files.text(csv_out, _table(result))
+            files.table(csv_out, _table(result))
     return result
 
 
-def _table(result: Mapping[str, Any]) -> str:
-    """One CSV line a method and selection: for `dvc plots`."""
+def _table(result: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    """One line a method and selection: for `dvc plots`."""
     columns = [f"{measure}{suffix}" for measure in MEASURES for suffix in ("", "_std")]
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["name", "method", "selection", *columns])
+    yield ["name", "method", "selection", *columns]
     for method, selections in result["methods"].items():
         for selection, row in selections.items():
             name = method if selection == GROUP_FREE else f"{method} ({selection})"
-            writer.writerow([name, method, selection, *("" if row[key] is None else row[key] for key in columns)])
-    return table.getvalue()
+            yield [name, method, selection, *(row[key] for key in columns)]

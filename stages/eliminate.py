@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from stages.rows import Features
 
-# The reference's constants (golden/README.md): weight of the mean scale in the loss, and what torch's pairwise distance
-# adds to every difference.
+# The reference's constants (tests/golden/README.md): weight of the mean scale in the loss, and what torch's pairwise
+# distance adds to every difference.
 SCALE_PENALTY = 10.0
 DISTANCE_EPS = 1e-6
 
@@ -173,8 +173,7 @@ def run(
         files.artifact("eliminate", out, vars(learned), metadata)
         losses = learned.loss.tolist()
         if curve is not None:
-            lines = [f"{step},{loss:.6g}" for step, loss in enumerate(losses)]
-            files.text(curve, "\n".join(["step,loss", *lines]) + "\n")
+            files.table(curve, [("step", "loss"), *((step, f"{loss:.6g}") for step, loss in enumerate(losses))])
     return {
         "out": str(out),
         "steps": len(losses),

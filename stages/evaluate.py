@@ -3,9 +3,8 @@
 The only stage of the pipeline that reads group labels (`compare`, beside it, scores by them as well).
 """
 
-import csv
-import io
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +51,10 @@ def run(
     with artifacts.outputs(features, update, head) as files, reproducible(0):
         files.check(out, metrics_out, groups_out)
         labels, attributes = data["labels"], data.get("attributes")
-        heads = {"nsf": (new["folded_weight"], new["folded_bias"])}
+        heads = {"nsf": (new["folded_weight"].to(target), new["folded_bias"].to(target))}
         if base is not None:
-            heads["base"] = (base["weight"], base["bias"])
-        on_device = [(weight.to(target), bias.to(target)) for weight, bias in heads.values()]
-        own = best(data.rows.to(target), on_device, what="predict", progress=progress)
+            heads["base"] = base.head(target)
+        own = best(data.rows.to(target), list(heads.values()), what="predict", progress=progress)
         predictions = {model: distributed.rows_of_all(classes).cpu() for model, classes in zip(heads, own, strict=True)}
         named = (labels, attributes, names, data.metadata.attribute_names)
         train_groups = _train_groups(data)
@@ -81,7 +79,7 @@ def run(
         )
         files.text(metrics_out, json.dumps(result, indent=2) + "\n")
         if groups_out is not None:
-            files.text(groups_out, _groups_table(result))
+            files.table(groups_out, _groups_table(result))
     return result
 
 
@@ -100,13 +98,10 @@ def _train_groups(features: artifacts.Artifact) -> dict[str, int] | None:
         ) from error
 
 
-def _groups_table(result: dict[str, Any]) -> str:
-    """One CSV line a group (a class, where there are no groups), one column a model: for `dvc plots`."""
+def _groups_table(result: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    """One line a group (a class, where there are no groups), one column a model: for `dvc plots`."""
     parts = "groups" if result["nsf"]["groups"] else "classes"
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["group", "samples", "base", "nsf"])
+    yield ["group", "samples", "base", "nsf"]
     for name, samples in result["samples"].items():
-        base = result["base"][parts][name] if result["base"] else ""
-        writer.writerow([name, samples, base, result["nsf"][parts][name]])
-    return table.getvalue()
+        base = result["base"][parts][name] if result["base"] else None
+        yield [name, samples, base, result["nsf"][parts][name]]

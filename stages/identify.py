@@ -216,7 +216,7 @@ def run(
         files.check(out)
         x, labels = data.rows.to(target), data.own("labels").to(target)
         found = identify(x, labels, classes=classes, progress=progress)
-        head_on_device = (base["weight"].to(target), base["bias"].to(target)) if base is not None else None
+        head_on_device = base.head(target) if base is not None else None
         verdict = assess(x, labels, found, head_on_device, progress=progress)
         names = data.class_names(classes)
         notes = {"verdict": verdict.bias, "mirror": json.dumps(verdict.mirror)}

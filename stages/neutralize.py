@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from stages.rows import Features
 
-# A mean needs more than one sample to mean something; the reference (golden/README.md) falls back below two.
+# A mean needs more than one sample to mean something; the reference (tests/golden/README.md) falls back below two.
 LEAST_MINORITY = 2
 
 

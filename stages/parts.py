@@ -21,10 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from stages import artifacts, distributed
-from stages.artifacts import Metadata, RowWriter
+from stages import distributed
+from stages.artifacts import Metadata
 from stages.data import Split
 from stages.errors import BadData, CannotWrite, UserError, WrongArtifact
+from stages.tensorfile import RowWriter, header, tensor_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -215,15 +216,16 @@ class Parts:
         return None
 
     def _open(self, segment: int) -> Part:
-        strings, tensors = artifacts.header(self.path(segment))
-        features, (rows, _) = tensors["features"]
+        strings, tensors = header(self.path(segment))
+        features = tensors["features"]
+        rows, _ = features.shape
         return Part(
             path=self.path(segment),
             rows=rows,
             skipped=len(self.span(segment)) - rows,
             first_skipped=json.loads(strings["first_skipped"]),
-            features=features,
-            positions=tensors["positions"][0],
+            features=features.start,
+            positions=tensors["positions"].start,
             mark=strings["made_from"],
         )
 
@@ -282,11 +284,8 @@ class _Making:
             self._folders += [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._temporary().open("w+b")
-            metadata = Metadata(
-                kind="part",
-                parameters=dict(self._parts.made_from),
-                notes={"made_from": self._parts.marks[segment], "first_skipped": "{}"},
-            )
+            notes = {"made_from": self._parts.marks[segment], "first_skipped": "{}"}
+            metadata = Metadata(kind="part", parameters=dict(self._parts.made_from), notes=notes).to_strings()
             samples = len(self._parts.span(segment))
             self._writer = RowWriter(self._file, samples, self._parts.width, ["positions"], metadata, self._parts.dtype)
             self._positions = [torch.empty(0, dtype=torch.int64)]
@@ -388,7 +387,7 @@ def _said(thing: Any) -> str:
 
     if isinstance(thing, torch.Tensor | np.ndarray):
         held = torch.as_tensor(thing).detach().cpu()
-        return f"{thing.dtype} {tuple(thing.shape)} {hashlib.sha256(artifacts.tensor_bytes(held)).hexdigest()}"
+        return f"{thing.dtype} {tuple(thing.shape)} {hashlib.sha256(tensor_bytes(held)).hexdigest()}"
     if isinstance(thing, set | frozenset):
         return f"{type(thing)} {sorted(map(repr, thing))}"
     if isinstance(thing, Mapping | list | tuple):

@@ -1,8 +1,6 @@
 """predict: classes and probabilities of new samples, by the base and the repaired head side by side."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -108,19 +106,18 @@ def run(
                 row[f"{name}_probability"] = round(float(highest.values), 6)
             samples.append(row)
         if out is not None:
-            files.text(out, _table(samples, probabilities, names))
+            files.table(out, _table(samples, probabilities, names))
     return {"classes": names, "samples": samples, "empty_lines": empty}
 
 
-def _table(samples: Sequence[Mapping[str, Any]], probabilities: "Mapping[str, Tensor]", names: Sequence[str]) -> str:
-    """A CSV line a sample: its class by either head, and the probabilities (n, C) of all classes."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["sample", "base", "nsf", *(f"{head}:{name}" for head in probabilities for name in names)])
+def _table(
+    samples: Sequence[Mapping[str, Any]], probabilities: "Mapping[str, Tensor]", names: Sequence[str]
+) -> Iterator[Sequence[Any]]:
+    """A line a sample: its class by either head, and the probabilities (n, C) of all classes."""
+    yield ["sample", "base", "nsf", *(f"{head}:{name}" for head in probabilities for name in names)]
     for position, row in enumerate(samples):
         shares = [round(float(p), 6) for rows in probabilities.values() for p in rows[position]]
-        writer.writerow([row["sample"], row["base"], row["nsf"], *shares])
-    return table.getvalue()
+        yield [row["sample"], row["base"], row["nsf"], *shares]
 
 
 def _images(paths: Sequence[Path]) -> bool:

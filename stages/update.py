@@ -190,9 +190,10 @@ def run(
 
     Returns:
         A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`; of solver "auto"
-        `doubt` (why the base head would have been kept, where it is not), `verdict`, `verdict_of_identify`, `mirror`, the
-        fields of `stages.auto.Evidence`, `remedy` (what the head came of, see `stages.auto.Repaired`), `neglected_class`
-        (where that is why), `pseudo_minority` and `penalty` too, None where they were not needed.
+        `doubt` (why the base head would have been kept, where it is not), `verdict`, `verdict_of_identify`, `mirror` (of
+        that verdict), the other numbers of `stages.auto.Evidence`, `remedy` (what the head came of, see
+        `stages.auto.Repaired`), `neglected_class` (where that is why), `pseudo_minority` and `penalty` too, None where they
+        were not needed.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;
@@ -221,7 +222,7 @@ def run(
         scale, shift = learned["scale"].to(target), learned["shift"].to(target)
         rescued, conforming = select(x, labels, minority, neutral["centers"].to(target), scale, shift)
         rescued_in_all, conforming_in_all = (distributed.count(int(kind.sum())) for kind in (rescued, conforming))
-        base_head = (base["weight"].to(target), base["bias"].to(target)) if base is not None else None
+        base_head = base.head(target) if base is not None else None
         attributes: Tensor | None = None
         because: str | None = None
         if solver == "auto":

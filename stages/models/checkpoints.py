@@ -3,16 +3,14 @@
 What is read here can be written back by `patch`: the same file, with some tensors replaced and nothing else touched.
 """
 
-import json
 import re
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from stages.artifacts import COPY_BYTES, tensor_bytes, type_names
 from stages.errors import BadModel, MissingFile, UserError
 from stages.models import find_head, load_state
+from stages.tensorfile import COPY_BYTES, header, tensor_bytes, type_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,17 +147,15 @@ def _patch_safetensors(source: Path, target: IO[bytes], changes: "Mapping[str, T
 
     types = {name: dtype for dtype, name in type_names().items() if dtype.is_floating_point and dtype.itemsize > 1}
     with source.open("rb") as file:
-        start = 8 + struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(start - 8))
-        file.seek(0)
         shutil.copyfileobj(file, target, COPY_BYTES)
+    _, places = header(source)
     for name, tensor in changes.items():
-        entry = header.get(name)
-        _fits(name, tuple(entry["shape"]) if entry else None, tensor, source)
-        if entry["dtype"] not in types:
-            raise BadModel(f"'{name}' is of type {entry['dtype']}, which holds no new weights", where=source)
-        target.seek(start + entry["data_offsets"][0])
-        target.write(tensor_bytes(tensor.cpu().to(types[entry["dtype"]])))
+        _fits(name, places[name].shape if name in places else None, tensor, source)
+        place = places[name]
+        if place.dtype not in types:
+            raise BadModel(f"'{name}' is of type {place.dtype}, which holds no new weights", where=source)
+        target.seek(place.start)
+        target.write(tensor_bytes(tensor.cpu().to(types[place.dtype])))
     target.seek(0, 2)
 
 

@@ -197,7 +197,7 @@ def test_features_move_where_the_header_turns_out_another(
     note: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Toward the front where samples were skipped, toward the back where notes came; a few bytes at a time."""
-    monkeypatch.setattr("stages.artifacts.COPY_BYTES", 7)
+    monkeypatch.setattr("stages.tensorfile.COPY_BYTES", 7)
     tensors = {name: tensor[:rows] for name, tensor in example("features").items()}
     columns = {name: tensor for name, tensor in tensors.items() if name != "features"}
     with outputs() as files:
@@ -211,7 +211,7 @@ def test_features_move_where_the_header_turns_out_another(
 @pytest.mark.parametrize("by_kernel", [True, False])
 def test_rows_copied_from_a_file_that_is_cut_short(by_kernel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is there is copied in pieces; what is not is told, where it would otherwise be waited for for ever."""
-    monkeypatch.setattr("stages.artifacts.COPY_BYTES", 10)
+    monkeypatch.setattr("stages.tensorfile.COPY_BYTES", 10)
     if not by_kernel:
         monkeypatch.delattr(os, "copy_file_range", raising=False)
     values = torch.arange(12.0).view(4, 3)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from stages import compare as module
 from stages.artifacts import read
 from stages.baselines import BASELINES, Baseline, Head
-from stages.compare import GROUP_FREE, GROUP_LABELS, compare, folds, run
+from stages.compare import GROUP_FREE, GROUP_LABELS, compare, run, stratified_folds
 from stages.errors import BadParameter
 from stages.metrics import report
 from stages.passes import predict
@@ -62,11 +62,13 @@ def splits(own_features: Callable[..., Path], tmp_path: Path) -> None:
 def test_folds_are_even_in_classes_and_strata() -> None:
     labels = torch.tensor([0] * 50 + [1] * 5)
     strata = torch.tensor([0] * 40 + [1] * 10 + [0, 0, 1, -1, -1])
-    fold = folds(labels, strata, seed=0)
+    fold = stratified_folds(labels, strata, seed=0)
     for members, size in ((strata[:50] == 0, 8), (strata[:50] == 1, 2)):
         assert torch.bincount(fold[:50][members], minlength=5).tolist() == [size] * 5
     assert sorted(fold[50:].tolist()) == [0, 1, 2, 3, 4]
-    assert torch.equal(fold, folds(labels, strata, seed=0)) and not torch.equal(fold, folds(labels, strata, seed=1))
+    assert torch.equal(fold, stratified_folds(labels, strata, seed=0)) and not torch.equal(
+        fold, stratified_folds(labels, strata, seed=1)
+    )
 
 
 def test_rows_and_their_numbers() -> None:

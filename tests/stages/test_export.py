@@ -215,7 +215,7 @@ def test_the_base_head_kept(
     card = Path("artifacts/export/MODEL_CARD.md").read_text()
     assert "left as it was by nsf" in card and said["kept_because"] in card and "repaired" not in card
     # And of heads that know of no group.
-    evidence = Evidence(None, None, None, None, None, 2.0, 0.1)
+    evidence = Evidence(errors=2.0, unused=0.1)
     for remedy, said_of_it in ((PLAIN, "been rebuilt so that every"), (EVENED, "other biases, with which every")):
         even = Repaired(torch.ones(2, 16), torch.zeros(2), Verdict("biased", None, []), None, None, evidence, remedy=remedy)
         monkeypatch.setattr("stages.update.repair", lambda *_, even=even, **__: even)

@@ -23,6 +23,7 @@ from stages.data import open_split
 from stages.errors import BadData, BadValues, CannotWrite
 from stages.rows import Rows
 from stages.runtime import reproducible
+from stages.tensorfile import RowWriter
 from tests.conftest import REPOSITORY, Done, leftovers, photos, run_process
 
 SPEC = {"source": "torchvision", "architecture": "resnet18", "weights": None, "image_size": [24, 24]}
@@ -283,15 +284,15 @@ def test_a_wrong_output_is_told_before_the_work(images: Path, trained: Path, tmp
 def test_a_full_disk_makes_no_segment_look_whole(
     images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, written = artifacts.RowWriter.rows, []
+    rows, written = RowWriter.rows, []
 
-    def fill(self: artifacts.RowWriter, features: torch.Tensor) -> None:
+    def fill(self: RowWriter, features: torch.Tensor) -> None:
         written.append(len(features))
         if len(written) == 4:
             raise OSError(28, "No space left on device")
         rows(self, features)
 
-    monkeypatch.setattr(artifacts.RowWriter, "rows", fill)
+    monkeypatch.setattr(RowWriter, "rows", fill)
     with pytest.raises(CannotWrite, match="No space left on device"):
         run(tmp_path / "out", images, trained)
     assert finished(tmp_path / "out") == ["00000.safetensors"] and leftovers(tmp_path) == []

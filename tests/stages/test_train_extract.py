@@ -16,6 +16,7 @@ from stages.artifacts import Metadata
 from stages.data import Split, open_split
 from stages.errors import BadData, BadModel, BadValues, CannotWrite, Mismatch
 from stages.runtime import reproducible
+from stages.tensorfile import RowWriter
 from tests.conftest import Done, assert_one_sentence, leftovers, photos
 
 MODEL = {"source": "torchvision", "architecture": "resnet18", "weights": None, "image_size": [24, 24]}
@@ -117,7 +118,7 @@ def test_features_are_written_once(
 ) -> None:
     """Where no sample is skipped, the header that was planned is the header: no byte of the features moves again."""
     moves: list[tuple[int, int]] = []
-    monkeypatch.setattr(artifacts.RowWriter, "_move", lambda self, source, target, size: moves.append((source, target)))
+    monkeypatch.setattr(RowWriter, "_move", lambda self, source, target, size: moves.append((source, target)))
     extract_to(tmp_path, data, trained)
     assert len(moves) == 4 and all(source == target for source, target in moves), "a part and a file for each split"
 
