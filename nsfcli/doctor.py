@@ -57,7 +57,15 @@ def _lines(found: dict[str, Any]) -> str:
             f"model: {model['name']}, head '{model['head']}' on features of width {model['width']}, "
             f"{model['classes']} classes" + (f" ({', '.join(model['class_names'][:10])})" if model["class_names"] else "")
         )
+        if model["classes_matched_by"] == "number":
+            lines.append("  the data's classes have other names, and are matched by number, in the order above")
         lines.append(f"right on {model['accuracy']:.0%} of {model['tried']} validation samples")
+        if model["accuracy"] <= 1 / model["classes"]:
+            lines.append("  no better than chance: check the order of the classes, the weights and model.image_size")
+        if not model["bias"]:
+            lines.append(
+                "  its head has no bias, and a repaired one does: no checkpoint of it can be written; give it zeros"
+            )
         lines.append(
             f"extract: about {model['seconds']:.0f} s for val and test, {model['samples_per_second']:.1f} samples a second "
             f"in one process on {found['device']} ({found['precision']})"

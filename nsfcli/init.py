@@ -31,6 +31,9 @@ TABLES = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
 IMAGE_SOURCES = ("torchvision", "timm")
 TEXT_MODEL = "give --name (a transformers folder or hub id) or --function (module:function)"
 
+# In DVC's settings: there is no git to work with.
+NO_SCM = re.compile(r"^\s*no_scm\s*=\s*true", re.IGNORECASE | re.MULTILINE)
+
 # Where the comments of params.yaml begin.
 COMMENT_COLUMN = 34
 
@@ -404,11 +407,26 @@ def _version_control(folder: Path) -> list[str]:
     above = [folder.resolve(), *folder.resolve().parents]
     inside = above[: above.index(top) + 1] if top in above else above[:1]
     if any((parent / ".dvc").is_dir() for parent in inside):
+        # Set up before there was git.
+        if top == folder.resolve() and NO_SCM.search(_config(folder)):
+            _dvc(folder, "config", "--unset", "core.no_scm")
+            made.append(".dvc")
         return made
     mode = ["--no-scm"] if top is None else [] if top == folder.resolve() else ["--subdir"]
     _dvc(folder, "init", "--quiet", *mode)
     _dvc(folder, "config", "core.analytics", "false")
+    if top is None:
+        # As DVC itself where there is git, for the day when there is.
+        _write(folder / ".dvc", {".gitignore": "".join(f"/{name}\n" for name in ("config.local", "tmp", "cache"))})
     return [*made, ".dvc"]
+
+
+def _config(folder: Path) -> str:
+    """DVC's settings of this folder; empty where there are none."""
+    try:
+        return (folder / ".dvc" / "config").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _git_top(folder: Path) -> Path | None:

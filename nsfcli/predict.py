@@ -57,7 +57,7 @@ def predict(
         )
     samples = result["samples"]
     if result["empty_lines"]:
-        settings.console.message(f"{result['empty_lines']} empty lines are left out.")
+        settings.console.message(f"Empty lines are left out ({result['empty_lines']}).")
     table = Table("sample", "ERM", "probability", "NSF", "probability")
     for row in samples[:SHOWN]:
         name = row["sample"] if len(row["sample"]) <= 40 else f"{row['sample'][:37]}..."

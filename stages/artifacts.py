@@ -714,7 +714,7 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
         names = features.class_names(len(counts))
         beside = f", and {source.path} has {len(counts)} classes" if source is not None else ""
         raise BadValues(
-            f"class {', '.join(names[index] for index in empty)} has no sample{beside}",
+            f"there is no sample of class {', '.join(names[index] for index in empty)}{beside}",
             where=features.path,
             do="give at least one sample of every class, or number the classes without gaps",
         )
@@ -779,8 +779,12 @@ class Outputs:
         return handle
 
     def inputs(self, *paths: Path) -> None:
-        """Name more files that the command reads, or folders of them: none of them may be an output."""
+        """Name more files that the command reads, folders or indices of them: none of them may be an output."""
         for path in paths:
+            with suppress(UserError):
+                if parts := shards(path):
+                    index = path if path.name.endswith(INDEX_SUFFIX) else path.with_name(path.name + INDEX_SUFFIX)
+                    self._protected |= {file.resolve() for file in (index, *parts)}
             # A folder that cannot be listed is told of by whoever reads it.
             with suppress(OSError):
                 self._protected |= {file.resolve() for file in (path.iterdir() if path.is_dir() else (path,))}

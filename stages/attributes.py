@@ -8,7 +8,7 @@ dozen samples of a kind are enough. docs/method.md has the measurements.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from stages.identify import Identified, assess
 from stages.logistic import FOLDS, LEAST_CELL, RARITY, Moments, balanced, by_own_fold, folds, held_out
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 
 # How far the spread's covariance is shrunk toward its diagonal, for there are hardly more samples than features.
 SHRINKAGE = 0.6
+# From so many times as many features as samples on, no (d, d) matrix is made of it.
+WIDE = 4
 # Rounds at most, and the share of samples below which a round has changed nothing.
 ROUNDS = 8
 SETTLED = 0.002
+# A feature that does not vary has no say.
+LEAST_VARIANCE = 1e-6
 # What keeps the equations for c and s solvable, in samples: c + v and s - v say the same, and a name may have no samples.
 RIDGE = 1e-6
 # The share of a class, on average over classes, that is drawn to another one from which on a classifier of the names takes
@@ -260,13 +264,58 @@ def _dragged(scores: "Tensor", labels: "Tensor", *shares: float) -> list["Tensor
     return dragged
 
 
+class _Precision(Protocol):
+    """The inverse of the shrunk covariance, (d, d)."""
+
+    def times(self, vectors: "Tensor") -> "Tensor":
+        """vectors (..., d) float32, times it."""
+
+
+@dataclass(frozen=True)
+class _Full:
+    """All of it: (d, d) float32."""
+
+    matrix: "Tensor"
+
+    def times(self, vectors: "Tensor") -> "Tensor":
+        return vectors @ self.matrix
+
+
+@dataclass(frozen=True)
+class _Wide:
+    """Of far more features than samples: D^-1 - D^-1 Z' K^-1 Z D^-1 (Woodbury), K = n / (1 - s) + Z D^-1 Z'.
+
+    Attributes:
+        around: Z (n, d) float32, the samples around their classes' means.
+        diagonal: D (d,), s times the features' variances.
+        inverse: K^-1 (n, n).
+    """
+
+    around: "Tensor"
+    diagonal: "Tensor"
+    inverse: "Tensor"
+
+    @classmethod
+    def of(cls, around: "Tensor") -> "_Wide":
+        import torch
+
+        diagonal = SHRINKAGE * around.square().mean(dim=0).clamp(min=LEAST_VARIANCE)
+        within = (around / diagonal) @ around.T
+        within.diagonal().add_(len(around) / (1 - SHRINKAGE))
+        return cls(around, diagonal, torch.cholesky_inverse(torch.linalg.cholesky(within)))
+
+    def times(self, vectors: "Tensor") -> "Tensor":
+        scaled = vectors / self.diagonal
+        return scaled - (scaled @ self.around.T) @ self.inverse @ self.around / self.diagonal
+
+
 @dataclass(frozen=True)
 class _Mixture:
     """z | y, a ~ N(c_y + s_a, one covariance) of standardised features z, fitted by rounds of naming and averaging.
 
     Attributes:
-        precision: (d, d) float32, the inverse of the covariance around the classes' means, shrunk. Around c_y + s_a it would
-            be smaller, and biased: a sample would pull it toward its own name.
+        precision: the inverse of the covariance around the classes' means, shrunk. Around c_y + s_a it would be smaller, and
+            biased: a sample would pull it toward its own name.
         centroids: (C, d) float32, of the features as they are.
         evenness: see EVENNESSES.
     """
@@ -276,7 +325,7 @@ class _Mixture:
     classes: int
     scaling: Moments
     seed: int
-    precision: "Tensor"
+    precision: "_Precision"
     centroids: "Tensor"
     evenness: float = 0.0
 
@@ -286,20 +335,23 @@ class _Mixture:
 
         centroids = group_means(features, labels, classes)
         means = (centroids - scaling.mean) / scaling.deviation
+        # In place, as below: of wide features each block and each (d, d) counts.
+        around = (
+            (rows - scaling.mean).div_(scaling.deviation).sub_(means[members]) for rows, members in blocks(features, labels)
+        )
+        if features.shape[1] >= WIDE * len(labels):
+            return cls(features, labels, classes, scaling, seed, _Wide.of(torch.cat(list(around))), centroids)
         covariance = torch.zeros(features.shape[1], features.shape[1], device=features.device)
-        for rows, members in blocks(features, labels):
-            # In place, as below: of wide features each block and each (d, d) counts.
-            around = (rows - scaling.mean).div_(scaling.deviation).sub_(means[members])
-            covariance.addmm_(around.T, around)
-        # A feature that does not vary has no say.
-        own = (covariance.diagonal() / len(labels)).clamp(min=1e-6)
+        for rows in around:
+            covariance.addmm_(rows.T, rows)
+        own = (covariance.diagonal() / len(labels)).clamp(min=LEAST_VARIANCE)
         covariance *= (1 - SHRINKAGE) / len(labels)
         covariance.diagonal().add_(SHRINKAGE * own)
         # In place, a factor and then the inverse: LAPACK wants the columns in a row.
         columns = covariance.mT
         torch.linalg.cholesky(columns, out=columns)
         torch.cholesky_inverse(columns, out=columns)
-        return cls(features, labels, classes, scaling, seed, columns, centroids)
+        return cls(features, labels, classes, scaling, seed, _Full(columns), centroids)
 
     def nearness(self) -> "Tensor":
         """How near each sample is to the classes' centroids: less its distances, (n, C)."""
@@ -343,7 +395,9 @@ class _Mixture:
         # c_y puts the class's own mean where it is, whatever its names.
         place = means - torch.einsum("ya,gad->gyd", counts / sizes, shift)
         added, alone, _, _ = self._scores(place, shift, part, _log_shares(self.labels, attributes, self.classes))
-        without = (sizes.flatten() / len(self.labels)) @ ((means.float() @ self.precision).double() * means).sum(dim=1) / 2
+        without = (
+            (sizes.flatten() / len(self.labels)) @ (self.precision.times(means.float()).double() * means).sum(dim=1) / 2
+        )
         return float((torch.logsumexp(added, dim=1) + alone).mean() - without)
 
     def mistaken(self, attributes: "Tensor") -> "Tensor":
@@ -389,7 +443,7 @@ class _Mixture:
         """
         import torch
 
-        by_shift, by_place = ((where.float() @ self.precision).double() for where in (shift, place))
+        by_shift, by_place = (self.precision.times(where.float()).double() for where in (shift, place))
         offsets = -(place @ by_shift.mT) - (shift * by_shift).sum(dim=2).unsqueeze(1) / 2
         weight = torch.cat([by_shift, by_place], dim=1) / self.scaling.deviation
         bias = -(weight @ self.scaling.mean.to(torch.float64))

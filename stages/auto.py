@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 # Penalties that are tried, from the strongest on; each starts at the solution before it.
 PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.003)
+# And these, where the weakest is within so much of the best, if they are better by so much: features of a fine-tuned network
+# may lie in a few directions, of which the one that tells the classes is the faintest.
+WEAKER = (3e-4, 3e-5, 3e-6)
+AT_THE_EDGE = 0.01
+PLAINLY_WEAKER = 0.03
 # A group of fewer samples says nothing about accuracies.
 LEAST_SCORED = 3
 # Where strengths are compared, a pseudo-group's accuracy counts with so many samples of the mean accuracy beside its own.
@@ -448,7 +453,9 @@ class Evidence:
         """
         if verdict.bias == NOT_BIASED:
             return self.mirror is not None and self.mirror <= TELLING_MIRROR
-        return self.plainly_better() or self.mirrored(TELLING_MIRROR)
+        # Of a handful nothing is told, however sure the base head may be.
+        sure = self.too_sure() and self.mirror is not None and (self.recovered or 0.0) >= LEAST_RECOVERED
+        return self.plainly_better() or self.mirrored(TELLING_MIRROR) or sure
 
     def carries(self, verdict: Verdict) -> bool:
         """Whether a repair under this verdict is worth its risk."""
@@ -635,7 +642,17 @@ def group_balanced(
         )
     groups = labels * values + agreed(readings)
     merits = [merit(logits, labels, groups, weights) for logits in guesses]
-    best = merits.index(max(merits))
+    strongest = max(merits)
+    for penalty in WEAKER if regularization is None else ():
+        if merits[-1] < max(merits) - AT_THE_EDGE:
+            break
+        [logits], _ = held_out(
+            features, labels, weights, folds(len(labels), seed).to(features.device),
+            classes=classes, penalties=(penalty,), scaling=scaling, progress=progress,
+        )  # fmt: skip
+        guesses, penalties = [*guesses, logits], (*penalties, penalty)
+        merits.append(merit(logits, labels, groups, weights))
+    best = merits.index(max(merits) if max(merits) >= strongest + PLAINLY_WEAKER else strongest)
     heads: Heads | None = None
     for step, penalty in enumerate(penalties[: best + 1]):
         progress("retrain", step, best + 1)

@@ -11,7 +11,7 @@ import numpy as np
 from stages import models
 from stages.data import SPLITS, open_split
 from stages.errors import UserError
-from stages.extract import check_classes, compute_dtype, cut, encoded, head_tensors, number_as
+from stages.extract import check_classes, compute_dtype, cut, encoded, head_tensors, number_as, same_names
 from stages.loading import check_kind, unreadable
 from stages.passes import predict
 from stages.runtime import begin, reproducible
@@ -42,7 +42,8 @@ def run(
     Returns:
         `splits`: for each split its `counts()`, or `error` in words; `kind`, `class_names`; `device`, `precision`;
         `model`: None where there is no trained one yet, otherwise `name`, `head`, `width` (d), `classes`, `class_names`,
-        `accuracy` on the samples tried, `tried`, `samples_per_second` and `seconds`, the estimate for val and test.
+        `classes_matched_by` (as `extract`'s), `bias` (whether the head has one), `accuracy` on the samples tried, `tried`,
+        `samples_per_second` and `seconds`, the estimate for val and test.
 
     Raises:
         UserError: the validation split or the model cannot be used.
@@ -101,6 +102,8 @@ def run(
         "width": head.in_features,
         "classes": len(weight),
         "class_names": opened.class_names or None,
+        "classes_matched_by": "name" if same_names(opened, val) else "number",
+        "bias": head.bias is not None,
         "tried": seen,
         "accuracy": round(right / max(seen, 1), 6),
         "samples_per_second": round(rate, 1),

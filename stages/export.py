@@ -70,11 +70,13 @@ def run(
     if base.metadata.notes.get("single_output") == "true":
         weight, bias = artifacts.one_output(weight, bias)
     changes = {f"{head_name}.weight": weight, f"{head_name}.bias": bias}
-    if f"{head_name}.bias" not in classifier.network.state_dict():
+    # A head on its own is written with a bias all the same.
+    whole = classifier.checkpoint is not None or onnx
+    if whole and f"{head_name}.bias" not in classifier.network.state_dict():
         raise BadModel(
             f"its head '{head_name}' has no bias, and the repaired one needs one",
             where=classifier.name,
-            do=f"use folded_weight and folded_bias of {update} directly",
+            do=f"use folded_weight and folded_bias of {update} directly, or give the model's head a bias of zeros",
         )
     result = read_metrics(metrics) if metrics is not None else None
     if result is not None and result.get("update", [new.fingerprint]) != [new.fingerprint]:

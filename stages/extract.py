@@ -378,7 +378,7 @@ def run(
         "kind": first.kind,
         "width": head.in_features,
         "classes": names,
-        "classes_matched_by": "name" if _same_names(opened, first) else "number",
+        "classes_matched_by": "name" if same_names(opened, first) else "number",
         "samples": {name: own.rows for name, own in parts.items()},
         "skipped": {name: own.samples - own.rows for name, own in parts.items()},
         "resumed": resumed,
@@ -455,7 +455,7 @@ def _check_numbering(opened: Opened, splits: Mapping[str, Split]) -> None:
     """Raise Mismatch where splits number their classes differently and do not go by the names that the model knows."""
     (first, names), *others = ((name, list(split.class_names)) for name, split in splits.items())
     for name, found in others:
-        if found != names and not (opened.class_names and _same_names(opened, splits[name])):
+        if found != names and not (opened.class_names and same_names(opened, splits[name])):
             raise Mismatch(
                 f"the classes are {', '.join(names)} in the {first} split and {', '.join(found)} in the {name} split",
                 where="data",
@@ -509,7 +509,7 @@ def number_as(opened: Opened, split: Split, name: str) -> "np.ndarray":
     return split.labels
 
 
-def _same_names(opened: Opened, split: Split) -> bool:
+def same_names(opened: Opened, split: Split) -> bool:
     """Whether the model's class names, where it has any, are the data's."""
     ours, theirs = comparable(split.class_names, opened.class_names or ())
     return not theirs or set(ours) == set(theirs)

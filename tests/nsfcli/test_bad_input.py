@@ -284,7 +284,7 @@ BAD_TENSORS = {
     "empty split": ("identify", "features", {name: t[:0] for name, t in PLANTED.items()}, "is empty", "no samples"),
     "no width": ("identify", "features", {"features": FEATURES[:, :0]}, "'features' is empty", "no features"),
     "one class": ("identify", "features", {"labels": torch.zeros_like(LABELS)}, "one class only", "at least two"),
-    "class with no sample": ("identify", "features", {"labels": 2 * LABELS}, "class 1 has no sample"),
+    "class with no sample": ("identify", "features", {"labels": 2 * LABELS}, "there is no sample of class 1"),
     "negative label": ("identify", "features", {"labels": changed(LABELS, 7, to=-1)}, "'labels' holds -1 in row 7"),
     "negative attribute": ("evaluate", "features", {"attributes": changed(LABELS, 7, to=-2)}, "'attributes' holds -2"),
     "NaN": ("identify", "features", {"features": changed(FEATURES, 42, 3, to=torch.nan)}, "in 1 of 200 rows", "row 42"),
@@ -367,7 +367,7 @@ def test_labels_beyond_the_classes(refuse: Refuse, own_features: Callable[..., P
 
 def test_a_head_of_other_classes(refuse: Refuse) -> None:
     save_file({"weight": torch.eye(3, 8), "bias": torch.zeros(3)}, "three.safetensors")
-    refuse("identify", ["--head", "three.safetensors"], "class 2 has no sample, and three.safetensors has 3 classes")
+    refuse("identify", ["--head", "three.safetensors"], "there is no sample of class 2, and three.safetensors has 3 classes")
     for command in ("update", "evaluate"):
         refuse(command, ["--head", "three.safetensors"], "2 classes", "three.safetensors has 3")
 

@@ -353,6 +353,21 @@ def test_a_folder_that_git_ignores(photos: Path, nsf: Nsf, tmp_path: Path) -> No
     assert (tmp_path / "work/.dvc").is_dir()
 
 
+def test_git_that_comes_after(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    """Without git DVC works alone; when there is git, its cache stays out of it, and `--force` has DVC see it."""
+    assert nsf("init", "--images", "photos", "--quiet").code == 0
+    assert run_process("dvc", "config", "core.no_scm", cwd=tmp_path, check=True).stdout == "True\n"
+    (tmp_path / ".dvc/cache").mkdir(exist_ok=True)
+    (tmp_path / ".dvc/cache/file").write_text("large")
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    command = ["git", "status", "--short", "-uall", ".dvc"]
+    listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert listed.stdout.split() == ["??", ".dvc/.gitignore", "??", ".dvc/config"]
+    assert ".dvc" in nsf("init", "--images", "photos", "--force", "--json").json["written"]
+    assert run_process("dvc", "params", "diff", cwd=tmp_path).stderr == ""
+    assert "no_scm" not in (tmp_path / ".dvc/config").read_text()
+
+
 def test_an_unknown_preset_is_wrong_usage(nsf: Nsf) -> None:
     done = nsf("init", "--preset", "waterbird")
     assert done.code == 2 and "waterbirds" in done.stderr
@@ -372,7 +387,8 @@ def test_doctor_before_and_after_training(photos: Path, nsf: Nsf, tmp_path: Path
     model = said["model"]
     assert (model["head"], model["width"], model["classes"], model["class_names"]) == ("fc", 512, 2, ["cold", "warm"])
     assert model["tried"] == 20 and model["samples_per_second"] > 0 and model["seconds"] >= 0
-    assert "features of width 512" in nsf("doctor").stdout
+    assert "features of width 512" in nsf("doctor").stdout and "no better than chance" not in nsf("doctor").stdout
+    assert (model["classes_matched_by"], model["bias"]) == ("name", True)
     assert sorted(tmp_path.rglob("*")) == before, "doctor writes nothing"
     shutil.rmtree(tmp_path / "photos/test")
     assert "no test split" in nsf("doctor").stdout

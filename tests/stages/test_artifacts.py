@@ -326,6 +326,17 @@ def test_an_input_is_no_output(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "input" and not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("given", ["val.safetensors", "val.safetensors.index.json"])
+@pytest.mark.parametrize("output", ["val-2.safetensors", "val.safetensors.index.json"])
+def test_a_shard_of_an_input_is_no_output(given: str, output: str, tmp_path: Path) -> None:
+    for name in ("val-1.safetensors", "val-2.safetensors"):
+        (tmp_path / name).write_text("shard")
+    index = {"weight_map": {"a": "val-1.safetensors", "b": "val-2.safetensors"}}
+    (tmp_path / "val.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CannotWrite, match="is an input of this command"), outputs(tmp_path / given) as files:
+        files.check(tmp_path / output)
+
+
 def test_a_rename_that_fails_undoes_those_before_it(tmp_path: Path) -> None:
     """A folder that comes up where the second file should, say."""
     first, second = tmp_path / "a", tmp_path / "b"

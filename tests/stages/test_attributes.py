@@ -17,8 +17,10 @@ from stages.attributes import (
     _aligned,
     _classified,
     _dragged,
+    _Full,
     _log_shares,
     _Mixture,
+    _Wide,
     agreed,
     pseudo_attributes,
 )
@@ -27,7 +29,7 @@ from stages.logistic import FOLDS, folds, moments
 from stages.passes import group_means
 from stages.reliance import Reliance
 from stages.runtime import silent
-from tests.stages.test_auto import biased_head, spurious
+from tests.stages.test_auto import WIDTH, biased_head, spurious
 
 
 def found(features: torch.Tensor, labels: torch.Tensor, classes: int = 2) -> torch.Tensor:
@@ -302,7 +304,7 @@ def test_transfer_of_two_classes_by_hand() -> None:
 
         def density(place: torch.Tensor, members: torch.Tensor = members) -> torch.Tensor:
             away = members - place
-            return -((away @ mixture.precision.double()) * away).sum(dim=1) / 2
+            return -((away @ mixture.precision.times(torch.eye(WIDTH)).double()) * away).sum(dim=1) / 2
 
         parts = [density(place) + log_shares[own, name] for place, name in zip(places, (own, other), strict=True)]
         gains.append(torch.logsumexp(torch.stack(parts), dim=0) - density(members.mean(dim=0)))
@@ -340,8 +342,22 @@ def test_the_spread_is_the_classes_covariance_shrunk_to_its_diagonal() -> None:
     around = z - torch.stack([z[labels == index].mean(dim=0) for index in range(3)])[labels]
     covariance = around.T @ around / 500
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.diag(covariance.diagonal())
-    precision = _Mixture.of(features, labels, 3, scaling, 0).precision
+    precision = _Mixture.of(features, labels, 3, scaling, 0).precision.times(torch.eye(40))
     torch.testing.assert_close(precision.double() @ shrunk, torch.eye(40).double(), atol=1e-4, rtol=0)
+
+
+def test_of_far_more_features_than_samples_no_square_matrix_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its product is the same; a feature that does not vary has no say in either."""
+    generator = torch.Generator().manual_seed(3)
+    features, labels = torch.randn(60, 300, generator=generator), torch.arange(60) % 2
+    features = features @ torch.randn(300, 300, generator=generator)
+    features[:, 7] = 1.0
+    wide = _Mixture.of(features, labels, 2, moments(features), 0)
+    monkeypatch.setattr(attributes, "WIDE", 6)
+    full = _Mixture.of(features, labels, 2, moments(features), 0)
+    assert isinstance(wide.precision, _Wide) and isinstance(full.precision, _Full)
+    vectors = torch.randn(2, 5, 300, generator=generator)
+    torch.testing.assert_close(wide.precision.times(vectors), full.precision.times(vectors), rtol=1e-3, atol=1e-3)
 
 
 def test_names_are_exchanged_until_most_samples_have_their_own() -> None:

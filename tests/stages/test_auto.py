@@ -207,6 +207,12 @@ def test_what_carries_a_repair_of_more_than_two_classes(evidence: Evidence, carr
     assert replace(evidence, classes=3).carries(Verdict(BIASED, -0.4, [])) == carried
 
 
+def test_a_base_head_that_is_too_sure_tells_where_the_verdict_cannot() -> None:
+    evidence = Evidence(mirror=-0.28, recovered=0.9, gained=0.9, shared=-11.0, better=0.02, errors=2.2, unused=0.28)
+    assert evidence.tells(Verdict(CANNOT_TELL, -0.25, [])) and not evidence.tells(Verdict(NOT_BIASED, -0.15, []))
+    assert not replace(evidence, errors=1.5).tells(Verdict(CANNOT_TELL, -0.25, []))
+
+
 def test_more_than_two_classes_must_share_more_to_tell() -> None:
     evidence, unsure = Evidence(-0.4, 0.5, 0.2, 4.5, 0.0), Verdict(CANNOT_TELL, -0.25, [])
     assert evidence.tells(unsure) and not replace(evidence, classes=3).tells(unsure)
@@ -291,11 +297,13 @@ def test_plain_retraining_is_cross_validated_once(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(anew.weight, known_already.weight) and torch.equal(anew.right, known_already.right)
     calls = []
     real = auto.held_out
-    monkeypatch.setattr(auto, "held_out", lambda *told, **more: calls.append(told[2]) or real(*told, **more))
+    monkeypatch.setattr(
+        auto, "held_out", lambda *told, **more: calls.append((told[2], more["penalties"])) or real(*told, **more)
+    )
     monkeypatch.setattr(Evidence, "carries", lambda *_: False)
     done = repair(features, labels, base)
-    plainly = [weights for weights in calls if torch.equal(weights, balanced(labels, 2))]
-    assert done.remedy == PLAIN and len(plainly) == 1
+    plainly = [penalties for weights, penalties in calls if torch.equal(weights, balanced(labels, 2))]
+    assert done.remedy == PLAIN and plainly.count(auto.PENALTIES) == 1 and plainly[0] == auto.PENALTIES
 
 
 def test_a_rare_class_is_nothing_that_a_head_does_not_use() -> None:
@@ -393,6 +401,34 @@ def too_sure() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Te
     weight, bias = fitted(*spurious(6000, bias=0.97, seed=5)[:2], 1e-2)
     features, labels, _ = spurious(1000, bias=0.5, seed=6)
     return features, labels, (3 * weight, 3 * bias)
+
+
+def in_few_directions(samples: int, bias: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features (n, 32), labels, attributes: all in four directions, of which the class's is two hundred times fainter."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(samples) % 2
+    attributes = torch.where(torch.rand(samples, generator=generator) < bias, labels, 1 - labels)
+    told = torch.randn(samples, 4, generator=generator) * torch.tensor([2.0, 0.025, 3.0, 1.0])
+    told[:, 0] += 10 * (2 * attributes - 1)
+    told[:, 1] += 0.05 * (2 * labels - 1)
+    directions = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(9)))[0][:4]
+    return told @ directions + 1e-3 * torch.randn(samples, 32, generator=generator), labels, attributes
+
+
+def test_penalties_go_on_where_the_weakest_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a network's features after fine-tuning: standardised, they are still all but the attribute's."""
+    features, labels, attributes = in_few_directions(800, 0.9, seed=0)
+    test, truth, groups = in_few_directions(2000, 0.5, seed=1)
+    options = {"classes": 2, "scaling": moments(features), "rarity": auto.RARITY, "merit": auto.worse_half}
+    worst = {}
+    for weaker in (auto.WEAKER, ()):
+        monkeypatch.setattr(auto, "WEAKER", weaker)
+        new = group_balanced(features, labels, attributes, **options)
+        right = predict(test, new.weight, new.bias) == truth
+        worst[new.penalty] = min(float(right[(truth == c) & (groups == a)].float().mean()) for c in (0, 1) for a in (0, 1))
+    assert worst[auto.WEAKER[-1]] > 0.93 and worst[auto.PENALTIES[-1]] < 0.85
+    # Given, it is the one.
+    assert group_balanced(features, labels, attributes, **options, regularization=1 / 0.8).penalty == pytest.approx(1e-3)
 
 
 def test_what_is_no_neglected_class(monkeypatch: pytest.MonkeyPatch) -> None:

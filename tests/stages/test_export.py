@@ -296,6 +296,28 @@ def test_a_function_of_the_users_own(photos: Path, nsf: Nsf, tmp_path: Path) -> 
     assert_only({"out.w", "out.b"}, checkpoints.read(Path("mine.pt")), checkpoints.read(Path("artifacts/export/mine.pt")))
 
 
+def test_a_head_without_a_bias(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    """On its own it gets one; the network has no place for it, which doctor says before anything is computed."""
+    (tmp_path / "own_without_bias.py").write_text(OWN.replace("nn.Linear(12, 2)", "nn.Linear(12, 2, bias=False)"))
+    section = {"source": "callable", "function": "own_without_bias:made"}
+    write_params(data={"format": "folder", "root": "photos"}, model=section)
+    assert "its head has no bias" in nsf("doctor").stdout
+    assert repair(nsf)["changed"] == ["bias", "weight"]
+    assert load_file("artifacts/export/head.safetensors")["bias"].shape == (2,)
+    assert_one_sentence(nsf("export", "--onnx"), "has no bias, and the repaired one needs one", "a bias of zeros")
+
+
+def test_a_model_no_better_than_chance(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    """As one whose classes are in another order."""
+    name = "own_wrong"
+    (tmp_path / f"{name}.py").write_text(f"{OWN}\ndef wrong():\n    encoder, head, transform = made()\n"
+        "    head.weight.data.zero_(), head.bias.data.copy_(torch.tensor([0.0, 1.0]))\n"
+        "    return encoder, head, transform\n")  # fmt: skip
+    section = {"source": "callable", "function": f"{name}:wrong"}
+    write_params(data={"format": "folder", "root": "photos"}, model=section)
+    assert "right on 50% of" in nsf("doctor").stdout and "no better than chance: check the order" in nsf("doctor").stdout
+
+
 def test_onnx(photos: Path, pretrained: Pretrained, reviews: Path, nsf: Nsf, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -356,7 +378,7 @@ def test_predict_texts(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
     Path("new.txt").write_text("\ufeffa good\u2028film\n\nvery bad\r\n")
     done = nsf("predict", "new.txt", "--text", "happy", "--json")
     assert [row["sample"] for row in done.json["samples"]] == ["happy", "a good\u2028film", "very bad"]
-    assert done.json["empty_lines"] == 1 and "1 empty lines are left out" in done.stderr
+    assert done.json["empty_lines"] == 1 and "Empty lines are left out (1)." in done.stderr
     assert_one_sentence(nsf("predict", "--text", " "), "option --text: is empty")
     assert {row["nsf"] for row in done.json["samples"]} <= {"NEG", "POS"}
     rows = nsf("predict", "reviews.csv", "--json").json["samples"]
@@ -403,6 +425,7 @@ def test_classes_of_other_names_or_another_number(pretrained: Pretrained, review
     write_params(data=data, model={"source": "transformers", "name": "other"})
     done = nsf("extract")
     assert done.code == 0 and "matched by number, and called toxic, fine" in done.stderr
+    assert "have other names, and are matched by number" in nsf("doctor").stdout
     assert load_file("artifacts/features/val.safetensors")["labels"][:2].tolist() == [0, 1]
     pretrained("Bert", "partly", id2label={0: "pos", 1: "fine"})
     write_params(data=data, model={"source": "transformers", "name": "partly"})
