@@ -74,6 +74,10 @@ LEAST_OF_CLASS = 20
 # Where no pseudo-groups carry a repair, plain retraining may be one: under the verdict "biased", of a base head that makes
 # so many times the errors that it expects, if LEAST_UNUSED is gained. What it leans on has come apart from the classes.
 TOO_SURE = 1.55
+# And against "not biased" where it makes so many times the errors that it expects, and that many nats are gained: more than
+# flipped labels or the overconfidence of a network that has been trained for long come to.
+FAR_TOO_SURE = 3.0
+MUCH_UNUSED = 0.1
 # A base head neglects a class where other biases alone, for which every class weighs the same, are so much better at its
 # worst class.
 NEGLECTED = 0.02
@@ -182,8 +186,14 @@ def repair(
     )  # fmt: skip
     if repaired.kept is None or base is None:
         return repaired
-    evidence = repaired.evidence
-    if repaired.verdict.bias == BIASED and known is not None and evidence is not None and evidence.too_sure():
+    if known is None:
+        with distributed.alone():
+            scaling = moments(drawn.features)
+            known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=scaling, seed=seed)
+    sure = repaired.evidence or Evidence(errors=known.errors, unused=known.unused, classes=classes)
+    if repaired.verdict.bias == NOT_BIASED and sure.far_too_sure():
+        repaired = replace(repaired, verdict=replace(repaired.verdict, bias=BIASED), evidence=sure)
+    if repaired.verdict.bias == BIASED and sure.too_sure():
         return _plainly(
             features, labels, repaired, drawn, known,
             classes=classes, regularization=regularization, seed=seed, progress=progress,
@@ -441,6 +451,10 @@ class Evidence:
     def too_sure(self) -> bool:
         """Whether what the base head leans on has come apart from the classes, and plain retraining finds something else."""
         return self.errors is not None and self.errors >= TOO_SURE and (self.unused or 0.0) >= LEAST_UNUSED
+
+    def far_too_sure(self) -> bool:
+        """Whether that is beyond doubt, whatever minority was found."""
+        return self.errors is not None and self.errors >= FAR_TOO_SURE and (self.unused or 0.0) >= MUCH_UNUSED
 
     def neglects(self) -> bool:
         """Whether other biases alone would be far better at the class that the base head is worst at."""

@@ -19,6 +19,7 @@ from stages.auto import (
     GROUPS,
     PENALTIES,
     PLAIN,
+    WEAKER,
     Draw,
     Evidence,
     calibration,
@@ -396,6 +397,25 @@ def test_a_base_head_that_is_too_sure_is_retrained_plainly(samples: int, monkeyp
     assert repair(features, labels, base).kept == "the verdict is 'cannot tell'"
 
 
+@pytest.mark.parametrize("looked", [-0.05, -0.15])
+def test_a_base_head_that_is_far_too_sure_is_heard_against_not_biased(
+    looked: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not there was a second look; where it is less sure, the verdict stays."""
+    monkeypatch.setattr(auto, "assess", lambda *_, **__: Verdict(NOT_BIASED, looked, []))
+    monkeypatch.setattr(Evidence, "tells", lambda *_: False)
+    features, labels, (weight, bias) = too_sure()
+    base = 2 * weight, 2 * bias
+    done = repair(features, labels, base)
+    assert (done.remedy, done.verdict.bias) == (PLAIN, BIASED) and done.kept is None
+    assert done.evidence is not None and done.evidence.far_too_sure()
+    assert worst_group((done.weight, done.bias)) > worst_group(base) + 0.1
+    for name, bound in (("FAR_TOO_SURE", done.evidence.errors + 0.1), ("MUCH_UNUSED", done.evidence.unused + 0.01)):
+        with monkeypatch.context() as patched:
+            patched.setattr(auto, name, bound)
+            assert repair(features, labels, base).kept == "the verdict is 'not biased'"
+
+
 def too_sure() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """An even split of 1000, and a head with logits three times too large that was fitted to a biased one."""
     weight, bias = fitted(*spurious(6000, bias=0.97, seed=5)[:2], 1e-2)
@@ -420,13 +440,14 @@ def test_penalties_go_on_where_the_weakest_is_the_best(monkeypatch: pytest.Monke
     features, labels, attributes = in_few_directions(800, 0.9, seed=0)
     test, truth, groups = in_few_directions(2000, 0.5, seed=1)
     options = {"classes": 2, "scaling": moments(features), "rarity": auto.RARITY, "merit": auto.worse_half}
-    worst = {}
-    for weaker in (auto.WEAKER, ()):
+    chosen, worst = [], []
+    for weaker in (WEAKER, ()):
         monkeypatch.setattr(auto, "WEAKER", weaker)
         new = group_balanced(features, labels, attributes, **options)
+        chosen.append(new.penalty)
         right = predict(test, new.weight, new.bias) == truth
-        worst[new.penalty] = min(float(right[(truth == c) & (groups == a)].float().mean()) for c in (0, 1) for a in (0, 1))
-    assert worst[auto.WEAKER[-1]] > 0.93 and worst[auto.PENALTIES[-1]] < 0.85
+        worst.append(min(float(right[(truth == c) & (groups == a)].float().mean()) for c in (0, 1) for a in (0, 1)))
+    assert chosen[0] in WEAKER and chosen[1] == PENALTIES[-1] and worst[0] > 0.93 and worst[1] < 0.85, (chosen, worst)
     # Given, it is the one.
     assert group_balanced(features, labels, attributes, **options, regularization=1 / 0.8).penalty == pytest.approx(1e-3)
 
