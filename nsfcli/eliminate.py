@@ -39,6 +39,8 @@ def eliminate(
             progress=progress,
             **sections["eliminate"].model_dump(),
         )
+    if summary["last_loss"] > summary["first_loss"]:
+        settings.console.message("The loss has risen: lower eliminate.learning_rate.")
     settings.console.result(
         summary,
         line=f"{summary['steps']} steps, loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}, "

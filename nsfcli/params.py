@@ -409,10 +409,10 @@ def load(command: str, overrides: Mapping[str, str | None], path: Path | None = 
 
 
 def _listed(section: str, key: str, value: Any) -> Any:
-    """An option's value; one word where only a list will do is a list of one."""
+    """An option's value; where only a list will do, words with commas between them are one, and so is a single word."""
     fields = [kind.model_fields[key] for kind in SECTIONS[section] if key in kind.model_fields]
     lists = all(get_origin(field.annotation) is list for field in fields)
-    return [value] if lists and isinstance(value, str) else value
+    return [word.strip() for word in value.split(",")] if lists and isinstance(value, str) else value
 
 
 def launch(path: Path | None = None) -> str | None:

@@ -42,10 +42,16 @@ def train(
         schedule: of the learning rate: "cosine" or "linear" (down to zero over all steps), or "constant".
         workers: loader processes, or "auto"; 0 loads in this one.
         skipped: where given, samples that cannot be loaded are left out and their errors added here.
+
+    Raises:
+        BadData: there is a single sample.
+        UserError: a sample could not be loaded, and `skipped` is None.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
+    if len(split) < 2:
+        raise BadData("holds a single sample, and batch norm needs two", where="train split", do="give it more samples")
     target = begin(device)
     if target.type == "cpu":
         keep_freed_memory()
@@ -83,11 +89,9 @@ def train(
             if scheduler is not None:
                 scheduler.step()
             progress("train", step, total)
-    if not seen:
-        if skipped:
-            raise unreadable("train", len(split), skipped)
-        raise BadData("holds a single sample, and batch norm needs two", where="train split", do="give it more samples")
-    return correct / seen
+    if skipped and not seen:
+        raise unreadable("train", len(split), skipped)
+    return correct / max(seen, 1)
 
 
 def run(

@@ -77,7 +77,8 @@ def _classifier(
     where = f"model.function {function}"
     wanted = "(encoder, head, transform) or (encoder, head, transform, collate)"
     if not isinstance(returned, tuple) or len(returned) not in (3, 4):
-        raise BadModel(f"the function returned {type(returned).__name__}, and {wanted} belongs there", where=where)
+        found = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
+        raise BadModel(f"the function returned {found}, and {wanted} belongs there", where=where)
     encoder, head, transform, collate = (*returned, None)[:4]
     if not isinstance(encoder, nn.Module) or not isinstance(head, nn.Linear) or not callable(transform):
         kinds = ", ".join(type(part).__name__ for part in returned)

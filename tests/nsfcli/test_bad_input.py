@@ -531,6 +531,12 @@ def test_more_steps_than_there_can_be(refuse: Refuse) -> None:
     refuse("eliminate", ["--steps", "100000000000000000000"], "eliminate.steps", "below 2147483648")
 
 
+def test_a_loss_that_rises_is_told(nsf: Callable[..., Done]) -> None:
+    for rate, told in (("0.001", False), ("100", True)):
+        done = nsf("eliminate", "--out", "fresh", "--learning-rate", rate, "--steps", 3)
+        assert done.code == 0 and ("The loss has risen: lower eliminate.learning_rate." in done.stderr) == told
+
+
 @pytest.mark.parametrize("command", ["eliminate", "update"])
 def test_a_learning_rate_at_which_it_diverges(command: str, refuse: Refuse) -> None:
     solver = ["--solver", "published"] if command == "update" else []

@@ -125,6 +125,8 @@ def test_options_win_over_the_file(folder: Path) -> None:
 
 def test_one_word_is_a_list_of_one(folder: Path) -> None:
     assert load("compare", {"compare__methods": "erm"})["compare"].methods == ["erm"]
+    for spelled in ("erm,auto", "erm, auto", "[erm, auto]"):
+        assert load("compare", {"compare__methods": spelled})["compare"].methods == ["erm", "auto"]
     (folder / "params.yaml").write_text("compare: {methods: erm}\n")
     with pytest.raises(BadParameter, match=r"compare\.methods is 'erm', and allowed is a list") as caught:
         load("compare", {})

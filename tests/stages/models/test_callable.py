@@ -166,7 +166,7 @@ def test_the_head_in_the_functions_checkpoint_is_found_by_its_values(module: str
         ("no_such_module_here:f", "there is no such module; run nsf in the module's folder"),
         ("{}:nothing", "the module has no function 'nothing'"),
         ("{}:fails", r"the function failed \(KeyError: 'weights'\)"),
-        ("{}:wrong", r"the function returned tuple, and \(encoder, head, transform\)"),
+        ("{}:wrong", r"the function returned a tuple of 2, and \(encoder, head, transform\)"),
         ("{}:headless", r"the function returned \(Identity, Identity, function\); return"),
     ],
 )
