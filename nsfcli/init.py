@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -30,9 +32,6 @@ TABLES = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
 # Where models of images alone come from, and what to give for texts.
 IMAGE_SOURCES = ("torchvision", "timm")
 TEXT_MODEL = "give --name (a transformers folder or hub id) or --function (module:function)"
-
-# In DVC's settings: there is no git to work with.
-NO_SCM = re.compile(r"^\s*no_scm\s*=\s*true", re.IGNORECASE | re.MULTILINE)
 
 # Where the comments of params.yaml begin.
 COMMENT_COLUMN = 34
@@ -408,7 +407,7 @@ def _version_control(folder: Path) -> list[str]:
     inside = above[: above.index(top) + 1] if top in above else above[:1]
     if any((parent / ".dvc").is_dir() for parent in inside):
         # Set up before there was git.
-        if top == folder.resolve() and NO_SCM.search(_config(folder)):
+        if top == folder.resolve() and _without_git(folder):
             _dvc(folder, "config", "--unset", "core.no_scm")
             made.append(".dvc")
         return made
@@ -421,12 +420,14 @@ def _version_control(folder: Path) -> list[str]:
     return [*made, ".dvc"]
 
 
-def _config(folder: Path) -> str:
-    """DVC's settings of this folder; empty where there are none."""
+def _without_git(folder: Path) -> bool:
+    """Whether DVC's settings of this folder say that there is no git to work with."""
+    settings = ConfigParser(interpolation=None)
     try:
-        return (folder / ".dvc" / "config").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
+        settings.read(folder / ".dvc" / "config", encoding="utf-8")
+        return settings.getboolean("core", "no_scm", fallback=False)
+    except (ConfigParserError, OSError, ValueError):
+        return False
 
 
 def _git_top(folder: Path) -> Path | None:

@@ -303,8 +303,7 @@ def shards(path: Path) -> list[Path] | None:
         WrongArtifact: the index is damaged or names no file.
         MissingFile: a shard is not there.
     """
-    # A path without a name is a folder.
-    index = path if path.name.endswith(INDEX_SUFFIX) or not path.name else path.with_name(path.name + INDEX_SUFFIX)
+    index = _index(path)
     if (index != path and _exists(path)) or not index.is_file():
         return None
     try:
@@ -319,6 +318,12 @@ def shards(path: Path) -> list[Path] | None:
                 f"there is no such file, and {index.name} names it", where=index.parent / name, do="run `nsf extract` again"
             )
     return [index.parent / name for name in names]
+
+
+def _index(path: Path) -> Path:
+    """Where the index of features in shards lies: `path` itself, or beside it."""
+    # A path without a name is a folder.
+    return path if path.name.endswith(INDEX_SUFFIX) or not path.name else path.with_name(path.name + INDEX_SUFFIX)
 
 
 def _rows(files: Sequence[Path], pieces: "Sequence[Tensor]", column: Column, sizes: dict[str, int]) -> Rows:
@@ -783,8 +788,7 @@ class Outputs:
         for path in paths:
             with suppress(UserError):
                 if parts := shards(path):
-                    index = path if path.name.endswith(INDEX_SUFFIX) else path.with_name(path.name + INDEX_SUFFIX)
-                    self._protected |= {file.resolve() for file in (index, *parts)}
+                    self._protected |= {file.resolve() for file in (_index(path), *parts)}
             # A folder that cannot be listed is told of by whoever reads it.
             with suppress(OSError):
                 self._protected |= {file.resolve() for file in (path.iterdir() if path.is_dir() else (path,))}

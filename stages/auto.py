@@ -191,7 +191,7 @@ def repair(
             scaling = moments(drawn.features)
             known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=scaling, seed=seed)
     sure = repaired.evidence or Evidence(errors=known.errors, unused=known.unused, classes=classes)
-    if repaired.verdict.bias == NOT_BIASED and sure.far_too_sure():
+    if repaired.verdict.bias == NOT_BIASED and sure.too_sure(FAR_TOO_SURE, MUCH_UNUSED):
         repaired = replace(repaired, verdict=replace(repaired.verdict, bias=BIASED), evidence=sure)
     if repaired.verdict.bias == BIASED and sure.too_sure():
         return _plainly(
@@ -448,13 +448,9 @@ class Evidence:
             return False
         return CALIBRATED[0] <= self.errors <= CALIBRATED[1] and self.unused >= LEAST_UNUSED
 
-    def too_sure(self) -> bool:
+    def too_sure(self, errors: float = TOO_SURE, unused: float = LEAST_UNUSED) -> bool:
         """Whether what the base head leans on has come apart from the classes, and plain retraining finds something else."""
-        return self.errors is not None and self.errors >= TOO_SURE and (self.unused or 0.0) >= LEAST_UNUSED
-
-    def far_too_sure(self) -> bool:
-        """Whether that is beyond doubt, whatever minority was found."""
-        return self.errors is not None and self.errors >= FAR_TOO_SURE and (self.unused or 0.0) >= MUCH_UNUSED
+        return self.errors is not None and self.errors >= errors and (self.unused or 0.0) >= unused
 
     def neglects(self) -> bool:
         """Whether other biases alone would be far better at the class that the base head is worst at."""
@@ -649,8 +645,8 @@ def group_balanced(
     values = int(readings.max()) + 1
     weights = _weights(labels, readings, classes, values, rarity)
     penalties = PENALTIES if regularization is None else (1 / (len(labels) * regularization),)
+    fold = folds(len(labels), seed).to(features.device)
     if guesses is None:
-        fold = folds(len(labels), seed).to(features.device)
         guesses, _ = held_out(
             features, labels, weights, fold, classes=classes, penalties=penalties, scaling=scaling, progress=progress
         )
@@ -661,8 +657,7 @@ def group_balanced(
         if merits[-1] < max(merits) - AT_THE_EDGE:
             break
         [logits], _ = held_out(
-            features, labels, weights, folds(len(labels), seed).to(features.device),
-            classes=classes, penalties=(penalty,), scaling=scaling, progress=progress,
+            features, labels, weights, fold, classes=classes, penalties=(penalty,), scaling=scaling, progress=progress
         )  # fmt: skip
         guesses, penalties = [*guesses, logits], (*penalties, penalty)
         merits.append(merit(logits, labels, groups, weights))

@@ -408,7 +408,7 @@ def test_a_base_head_that_is_far_too_sure_is_heard_against_not_biased(
     base = 2 * weight, 2 * bias
     done = repair(features, labels, base)
     assert (done.remedy, done.verdict.bias) == (PLAIN, BIASED) and done.kept is None
-    assert done.evidence is not None and done.evidence.far_too_sure()
+    assert done.evidence is not None and done.evidence.too_sure(auto.FAR_TOO_SURE, auto.MUCH_UNUSED)
     assert worst_group((done.weight, done.bias)) > worst_group(base) + 0.1
     for name, bound in (("FAR_TOO_SURE", done.evidence.errors + 0.1), ("MUCH_UNUSED", done.evidence.unused + 0.01)):
         with monkeypatch.context() as patched:
