@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from stages import artifacts, extract, models
+from stages import extract, models
 from stages.artifacts import Metadata
 from stages.data import open_split
+from stages.outputs import outputs
 from stages.runtime import begin, reproducible
 
 # Files that are told apart; the table names them again and again.
@@ -71,7 +72,7 @@ def _case(
     target = begin(device)
     split = open_split("val", **data)
     model = folder / name
-    with reproducible(seed=0), artifacts.outputs() as files:
+    with reproducible(seed=0), outputs() as files:
         built = models.build(source="torchvision", classes=2, **spec)
         models.save(files, model, built, split.class_names, Metadata())
     opened = models.open_trained(model, None).classifier

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages import artifacts, models
+from stages import models
 from stages.artifacts import Metadata
 from stages.data import Split, dominoes, open_split
 from stages.extract import cut, encoded, head_tensors
+from stages.outputs import outputs
 from stages.runtime import reproducible, resolve_device
 from stages.train import train
 
@@ -274,7 +275,7 @@ def make(pool: Pool) -> Path:
     With a `second` attribute, the attributes number the four combinations.
     """
     if not (pool.folder / "head.safetensors").exists():
-        with artifacts.outputs() as files, reproducible(pool.seed):
+        with outputs() as files, reproducible(pool.seed):
             splits, classifier = {"resnet18": _resnet18, "efficientnet": _efficientnet, "minilm": _minilm}[pool.kind](pool)
             device = resolve_device()
             encode, head, _ = cut(classifier, splits["val"], device)

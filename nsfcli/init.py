@@ -290,7 +290,7 @@ def _pipeline(
     """dvc.yaml."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from stages.artifacts import named_in
+    from stages.outputs import named_in
 
     for path in (features, test_features, head):
         if path is not None and not _from(folder, path).is_file():
@@ -377,7 +377,7 @@ def _scalar(text: str) -> str:
 
 def _write(folder: Path, texts: Mapping[str, str]) -> list[str]:
     """Write the files, all or none; returns their names."""
-    from stages.artifacts import outputs
+    from stages.outputs import outputs
 
     with outputs() as files:
         for name, text in texts.items():

@@ -1,31 +1,27 @@
-"""The schema of every artifact, atomic writes, and lineage; `tensorfile` knows the bytes of a file.
+"""The schema of every artifact, and how one is read; `outputs` writes them, `tensorfile` knows the bytes of a file.
 
 An artifact is one safetensors file. Its tensors are fixed by its kind (`KINDS`); its metadata say which stage made it,
 with which parameters, from which inputs (by fingerprint). Metadata are optional on reading, so that files from other
 frameworks enter, and always written.
 """
 
-import csv
 import hashlib
-import io
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from stages import distributed
-from stages.errors import BadValues, CannotWrite, Mismatch, MissingFile, UserError, WrongArtifact
+from stages.errors import BadValues, MissingFile, UserError, WrongArtifact
 from stages.rows import BLOCK_ROWS, Rows
 from stages.runtime import threads
-from stages.tensorfile import Layout, RowWriter, tensor_bytes, type_names
+from stages.tensorfile import tensor_bytes
 
 if TYPE_CHECKING:
-    from torch import Tensor, device, dtype
+    from torch import Tensor, device
 
 SCHEMA_VERSION = "1"
 
@@ -226,10 +222,10 @@ class Artifact:
     def class_names(self, classes: int) -> list[str]:
         """The names of the classes, or their numbers where the file names none or another number of them."""
         names = self.metadata.class_names
-        return _numbers(classes) if names is None or len(names) != classes else list(names)
+        return numbers(classes) if names is None or len(names) != classes else list(names)
 
 
-def _numbers(classes: int) -> list[str]:
+def numbers(classes: int) -> list[str]:
     return [str(index) for index in range(classes)]
 
 
@@ -303,7 +299,7 @@ def shards(path: Path) -> list[Path] | None:
         WrongArtifact: the index is damaged or names no file.
         MissingFile: a shard is not there.
     """
-    index = _index(path)
+    index = index_of(path)
     if (index != path and _exists(path)) or not index.is_file():
         return None
     try:
@@ -320,7 +316,7 @@ def shards(path: Path) -> list[Path] | None:
     return [index.parent / name for name in names]
 
 
-def _index(path: Path) -> Path:
+def index_of(path: Path) -> Path:
     """Where the index of features in shards lies: `path` itself, or beside it."""
     # A path without a name is a folder.
     return path if path.name.endswith(INDEX_SUFFIX) or not path.name else path.with_name(path.name + INDEX_SUFFIX)
@@ -575,379 +571,3 @@ def _finite(tensor: "Tensor") -> bool:
 
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
-
-
-def agree(size: str, *artifacts: Artifact | None) -> int:
-    """The size ("n", "d" or "C") that all these artifacts share; None stands for an artifact that was not given.
-
-    Raises:
-        Mismatch: two of them differ.
-    """
-    first, *others = [artifact for artifact in artifacts if artifact is not None]
-    for other in others:
-        if other.sizes[size] != first.sizes[size]:
-            raise Mismatch(
-                f"has {other.sizes[size]} {SIZE_NAMES[size]}, where {first.path} has {first.sizes[size]}",
-                where=other.path,
-                do="give artifacts that were made from one another",
-            )
-    return first.sizes[size]
-
-
-def check_lineage(artifact: Artifact, **inputs: Artifact | None) -> None:
-    """Hold an artifact's recorded inputs against the files given now.
-
-    Raises:
-        Mismatch: the artifact was made from another version of an input.
-    """
-    for name, given in inputs.items():
-        recorded = artifact.metadata.inputs.get(name)
-        if given is not None and recorded is not None and recorded != given.fingerprint:
-            raise Mismatch(
-                f"was made from other {name} than {given.path} holds",
-                where=artifact.path,
-                do=f"run `nsf {KINDS[artifact.kind].stage}` again",
-            )
-
-
-def check_model(features: Artifact, head: Artifact | None) -> None:
-    """Refuse a head that nsf took from another model than the one that the features were extracted with.
-
-    Raises:
-        Mismatch: both files say which model they are of, and it is not the same.
-    """
-    ours, theirs = (each.metadata.inputs.get("model") if each is not None else None for each in (features, head))
-    if head is not None and ours is not None and theirs is not None and ours != theirs:
-        raise Mismatch(
-            f"is the head of another model than the one that {features.path} was extracted with",
-            where=head.path,
-            do="give features and head of one run of `nsf extract`",
-        )
-
-
-def check_names(features: Artifact, classes: int, source: Artifact | None) -> None:
-    """Refuse features that number other classes than `source`, the artifact that `classes` comes from, by their names.
-
-    Raises:
-        Mismatch: the features name another number of classes, or `source` has other names, or others at these numbers.
-    """
-    ours = features.metadata.class_names
-    if ours is None:
-        return
-    if len(ours) != classes:
-        held = f"{source.path} has {classes}" if source is not None else f"its labels are 0 to {classes - 1}"
-        raise Mismatch(
-            f"names {len(ours)} classes, and {held}",
-            where=features.path,
-            do="give samples of every class, and the head of the model that these features come from",
-        )
-    theirs = source.metadata.class_names if source is not None else None
-    # Where a file names no classes, later ones carry their numbers.
-    named = [names for names in (ours, theirs) if names is not None and list(names) != _numbers(classes)]
-    if source is not None and len(named) == 2 and (number := _first_other(*named)) is not None:
-        raise Mismatch(
-            f"calls class {number} '{named[0][number]}', and {source.path} calls it '{named[1][number]}'",
-            where=features.path,
-            do="give features that number the same classes in the same order",
-        )
-
-
-def _first_other(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
-    """The first number at which the names differ (see `comparable`); None where there is none."""
-    for number, (our, their) in enumerate(zip(*comparable(ours, theirs), strict=False)):
-        if our != their:
-            return number
-    return None
-
-
-def comparable(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names of classes as they are to be compared: whatever their capitals, unless these tell classes apart ("a", "A")."""
-    folded = [name.casefold() for name in ours], [name.casefold() for name in theirs]
-    if any(len(set(names)) < len(names) for names in folded):
-        return list(ours), list(theirs)
-    return folded
-
-
-def check_known(features: Artifact, classes: int, source: Artifact | None, *, do: str) -> None:
-    """Refuse labels beyond the classes of `source`, the artifact that `classes` comes from.
-
-    Raises:
-        Mismatch: a label is beyond the classes, or the features name others (`check_names`).
-    """
-    highest = int(features["labels"].max())
-    if highest >= classes:
-        raise Mismatch(
-            f"holds label {highest}, where {source.path if source else 'the head'} has {classes} classes "
-            f"(0 to {classes - 1})",
-            where=features.path,
-            do=do,
-        )
-    check_names(features, classes, source)
-
-
-def check_labels(features: Artifact, classes: int | None = None, *, source: Artifact | None = None) -> int:
-    """The number of classes C, after checking that every class has a sample.
-
-    Args:
-        features: a features artifact that a stage is fitted on.
-        classes: C where it is known from elsewhere; otherwise the highest label says it.
-        source: the artifact that `classes` comes from, for the sentence.
-
-    Raises:
-        Mismatch: a label is beyond the classes, or the features name others (`check_names`).
-        BadValues: fewer than two classes, or a class with no sample.
-    """
-    import torch
-
-    if classes is not None:
-        check_known(features, classes, source, do="give the head of the model that these features come from")
-    highest = int(features["labels"].max())
-    if highest >= features.sizes["n"]:
-        # More classes than samples: told here, for a count of so many classes may not even fit into memory.
-        raise BadValues(
-            f"holds label {highest} among {features.sizes['n']} samples, so that a class has no sample",
-            where=features.path,
-            do="number the classes 0, 1, 2, ... without gaps",
-        )
-    counts = torch.bincount(features["labels"], minlength=classes or 0)
-    if classes is None:
-        check_names(features, len(counts), source)
-    if len(counts) < 2:
-        raise BadValues("holds one class only", where=features.path, do="give samples of at least two classes")
-    empty = (counts == 0).nonzero().flatten().tolist()
-    if empty:
-        names = features.class_names(len(counts))
-        beside = f", and {source.path} has {len(counts)} classes" if source is not None else ""
-        raise BadValues(
-            f"there is no sample of class {', '.join(names[index] for index in empty)}{beside}",
-            where=features.path,
-            do="give at least one sample of every class, or number the classes without gaps",
-        )
-    return len(counts)
-
-
-def check_computed(out: Path, tensors: Mapping[str, "Tensor"], *, do: str) -> None:
-    """Refuse to write results that are not finite: a learning rate too high, say.
-
-    Raises:
-        BadValues: a tensor holds NaN or infinity.
-    """
-    import torch
-
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadValues(f"'{name}' came out as NaN or infinity and is not written", where=out, do=do)
-
-
-# ----------------------------------------------------------------------------------------------------------- writing
-
-
-class Outputs:
-    """The files one command writes: all of them appear when it succeeds, none when it fails. Made by `outputs`."""
-
-    def __init__(self, protected: Sequence[Path]):
-        self._protected: set[Path] = set()
-        self.inputs(*protected)
-        self._folders: list[Path] = []
-        self._pending: list[tuple[Path, Path]] = []
-        self._open: list[IO[bytes]] = []
-        self._old: list[Path] = []
-
-    def file(self, path: Path) -> IO[bytes]:
-        """A temporary file beside `path`, which becomes `path` when the command succeeds.
-
-        Raises:
-            CannotWrite: the folder cannot be made or written, `path` is a folder, or an input of the same command.
-        """
-        path = Path(path)
-        if path.resolve() in self._protected:
-            raise CannotWrite("is an input of this command and would be overwritten", where=path, do="name another file")
-        if path.resolve() in {other.resolve() for _, other in self._pending}:
-            raise CannotWrite("is named for two outputs of this command", where=path, do="name two files")
-        if path.is_dir():
-            raise CannotWrite("is a folder, and a file is to be written there", where=path, do="name a file")
-        if path.exists() and not path.is_file():
-            # A new file would take the place of the device itself.
-            raise CannotWrite("is a device or a pipe, and a file is to be written there", where=path, do="name a file")
-        temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-        try:
-            missing = [folder for folder in path.parents if not folder.exists()]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._folders += missing
-            handle = temporary.open("w+b")
-        except OSError as error:
-            raise CannotWrite(
-                f"cannot be written ({error.strerror})", where=path, do="name a folder you may write to"
-            ) from error
-        self._pending.append((temporary, path))
-        self._open.append(handle)
-        return handle
-
-    def inputs(self, *paths: Path) -> None:
-        """Name more files that the command reads, folders or indices of them: none of them may be an output."""
-        for path in paths:
-            with suppress(UserError):
-                if parts := shards(path):
-                    self._protected |= {file.resolve() for file in (_index(path), *parts)}
-            # A folder that cannot be listed is told of by whoever reads it.
-            with suppress(OSError):
-                self._protected |= {file.resolve() for file in (path.iterdir() if path.is_dir() else (path,))}
-
-    def check(self, *paths: Path | None) -> None:
-        """Raise what `file` would, in the process that writes, before the work that ends in these outputs."""
-        if distributed.rank():
-            return
-        before = len(self._open)
-        for path in paths:
-            if path is not None:
-                self.file(path)
-        while len(self._open) > before:
-            temporary, _ = self._pending.pop()
-            self._open.pop().close()
-            temporary.unlink(missing_ok=True)
-
-    def text(self, path: Path, text: str) -> None:
-        if not distributed.rank():
-            self.file(path).write(text.encode())
-
-    def table(self, path: Path, rows: Iterable[Sequence[Any]]) -> None:
-        """A CSV file, its heading the first row."""
-        lines = io.StringIO()
-        csv.writer(lines, lineterminator="\n").writerows(rows)
-        self.text(path, lines.getvalue())
-
-    def artifact(self, kind: str, path: Path, tensors: Mapping[str, "Tensor | None"], metadata: Metadata) -> None:
-        """One artifact of a fixed kind; a tensor that is None is left out.
-
-        Where several processes work together, each has its own samples' part of the (n,) tensors, and process 0 writes.
-        """
-        columns = KINDS[kind].columns
-        tensors = {
-            name: distributed.rows_of_all(tensor) if tensor is not None and columns[name].shape == ("n",) else tensor
-            for name, tensor in tensors.items()
-        }
-        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        self.tensors(path, present, _signed(kind, metadata))
-
-    def tensors(self, path: Path, tensors: Mapping[str, "Tensor"], metadata: Metadata) -> None:
-        """Any tensors, such as a model's state dict.
-
-        Raises:
-            BadValues: a tensor is of a type that safetensors does not know.
-        """
-        for name, tensor in tensors.items():
-            if tensor.dtype not in type_names():
-                raise BadValues(f"'{name}' is of type {tensor.dtype}, which safetensors does not know", where=path)
-        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        layout = Layout({name: (t.dtype, tuple(t.shape)) for name, t in on_cpu.items()}, metadata.to_strings())
-        if distributed.rank():
-            return
-        file = self.file(path)
-        file.write(layout.header)
-        for name in layout.offsets:
-            file.write(tensor_bytes(on_cpu[name]))
-
-    def features(
-        self, path: Path, samples: int, width: int, columns: Sequence[str], metadata: Metadata, dtype: "dtype | None" = None
-    ) -> RowWriter:
-        """A features artifact of at most `samples` rows, to be written one by one; `columns`: its (n,) int64 tensors.
-
-        The features are stored as `dtype`, float32 by default.
-        """
-        return RowWriter(self.file(path), samples, width, columns, _signed("features", metadata).to_strings(), dtype)
-
-    def index(self, path: Path, shards: Mapping[str, int], metadata: Metadata) -> None:
-        """The index of a features artifact in shards, as Hugging Face's: file name -> bytes of its tensors, in order."""
-        content = {
-            "metadata": {"total_size": sum(shards.values()), **_signed("features", metadata).to_strings()},
-            "weight_map": {f"features.{number:05}": name for number, name in enumerate(shards, start=1)},
-        }
-        self.text(path, json.dumps(content, indent=2) + "\n")
-
-    def _commit(self) -> None:
-        for handle in self._open:
-            handle.flush()
-            os.fsync(handle.fileno())
-            handle.close()
-        # Each old file is kept under a second name until all new ones are in place: all of them change, or none.
-        kept: list[tuple[Path, Path | None]] = []
-        try:
-            for temporary, path in self._pending:
-                old = temporary.with_name(f"{temporary.name[:-4]}.old.tmp") if path.exists() else None
-                # Noted first: whatever stops this in between finds what there is to put back.
-                kept.append((path, old))
-                if old is not None:
-                    _second_name(path, old)
-                temporary.replace(path)
-        except BaseException:
-            for path, old in reversed(kept):
-                if old is not None and old.exists():
-                    old.replace(path)
-                elif old is None and path.is_file():
-                    path.unlink()
-            raise
-        # `_discard` takes them away where this is stopped on the way.
-        self._old = [old for _, old in kept if old is not None]
-        for old in self._old:
-            old.unlink()
-
-    def _discard(self) -> None:
-        for handle in self._open:
-            # A full disk makes the last flush fail too; the file goes away in the next lines all the same.
-            with suppress(OSError):
-                handle.close()
-        for temporary in (*(temporary for temporary, _ in self._pending), *self._old):
-            temporary.unlink(missing_ok=True)
-        for folder in self._folders:
-            # Deepest first, and only those that this command made and nobody has used since.
-            with suppress(OSError):
-                folder.rmdir()
-
-
-def _second_name(path: Path, name: Path) -> None:
-    try:
-        os.link(path, name)
-    except OSError:
-        if path.is_dir():
-            raise
-        # Some file systems know no hard links; there the file is gone from its place until the new one comes.
-        path.rename(name)
-
-
-def _signed(kind: str, metadata: Metadata) -> Metadata:
-    return replace(metadata, kind=kind, stage=KINDS[kind].stage)
-
-
-def named_in(*sections: Mapping[str, Any]) -> list[Path]:
-    """The files and folders that sections `data` and `model` of params.yaml name, for `outputs`."""
-    keys = ("file", "weights", "name", "checkpoint")
-    return [Path(str(section[key])) for section in sections for key in keys if section.get(key)]
-
-
-@contextmanager
-def outputs(*inputs: Path | None) -> Iterator[Outputs]:
-    """All outputs of one command, written atomically: temporary files, fsync, then renamed together.
-
-    Args:
-        inputs: the files that the command reads, or folders of them; none of them may be an output.
-
-    Raises:
-        CannotWrite: an output cannot be written; nothing is left behind.
-    """
-    pending = Outputs([Path(path) for path in inputs if path is not None])
-    try:
-        yield pending
-        # Nothing appears before every process is done.
-        distributed.wait()
-        pending._commit()
-    except UserError:
-        pending._discard()
-        raise
-    except OSError as error:
-        pending._discard()
-        # A full disk's error names no file.
-        where = error.filename or next((path for _, path in reversed(pending._pending)), None)
-        raise CannotWrite(f"the outputs cannot be written ({error.strerror or error})", where=where) from error
-    except BaseException:
-        pending._discard()
-        raise

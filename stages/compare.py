@@ -14,7 +14,9 @@ from stages import artifacts, metrics
 from stages.baselines import BASELINES, Baseline, Head
 from stages.errors import BadParameter, BadValues
 from stages.identify import identify
+from stages.lineage import agree, check_known, check_labels, check_model
 from stages.logistic import FOLDS
+from stages.outputs import outputs
 from stages.passes import predict
 from stages.runtime import Progress, begin, reproducible, silent
 
@@ -291,10 +293,10 @@ def run(
     held_out = artifacts.read("features", test, attributes=True)
     base = artifacts.read("head", head)
     for each in (data, held_out):
-        artifacts.check_model(each, base)
-    artifacts.agree("d", data, held_out, base)
-    classes = artifacts.check_labels(data, base.sizes["C"], source=base)
-    artifacts.check_known(held_out, classes, base, do="give test features of the same classes")
+        check_model(each, base)
+    agree("d", data, held_out, base)
+    classes = check_labels(data, base.sizes["C"], source=base)
+    check_known(held_out, classes, base, do="give test features of the same classes")
     names = data.class_names(classes)
     counts = torch.bincount(data["labels"], minlength=classes)
     if int(counts.min()) < FOLDS:
@@ -304,7 +306,7 @@ def run(
             where=data.path,
             do="give more validation samples",
         )
-    with artifacts.outputs(features, test, head) as files, reproducible(0):
+    with outputs(features, test, head) as files, reproducible(0):
         files.check(out, csv_out)
         attributes = data.get("attributes")
         result = compare(

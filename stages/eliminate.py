@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from stages import artifacts, distributed
 from stages.adam import Adam
 from stages.artifacts import Metadata
+from stages.lineage import agree, check_labels, check_lineage
+from stages.outputs import check_computed, outputs
 from stages.passes import blocks, compiled, spread
 from stages.runtime import Progress, begin, reproducible, silent
 
@@ -151,10 +153,10 @@ def run(
     target = begin(device)
     data = artifacts.read("features", features)
     neutral = artifacts.read("neutralize", neutralize)
-    artifacts.agree("d", data, neutral)
-    artifacts.check_lineage(neutral, features=data)
-    classes = artifacts.check_labels(data, neutral.sizes["C"], source=neutral)
-    with artifacts.outputs(features, neutralize) as files, reproducible(0):
+    agree("d", data, neutral)
+    check_lineage(neutral, features=data)
+    classes = check_labels(data, neutral.sizes["C"], source=neutral)
+    with outputs(features, neutralize) as files, reproducible(0):
         files.check(out, curve)
         learned = eliminate(
             data.rows.to(target),
@@ -164,7 +166,7 @@ def run(
             learning_rate=learning_rate,
             progress=progress,
         )
-        artifacts.check_computed(out, vars(learned), do=DIVERGED)
+        check_computed(out, vars(learned), do=DIVERGED)
         metadata = Metadata(
             parameters={"steps": steps, "learning_rate": learning_rate},
             inputs={"features": data.fingerprint, "neutralize": neutral.fingerprint},

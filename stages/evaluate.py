@@ -11,6 +11,8 @@ from typing import Any
 from stages import artifacts, distributed, metrics
 from stages.artifacts import Metadata
 from stages.errors import WrongArtifact
+from stages.lineage import agree, check_known, check_lineage, check_model
+from stages.outputs import outputs
 from stages.passes import best
 from stages.runtime import Progress, begin, reproducible, silent
 
@@ -42,13 +44,13 @@ def run(
     data = artifacts.read("features", features, attributes=True)
     new = artifacts.read("update", update)
     base = artifacts.read("head", head) if head is not None else None
-    artifacts.agree("d", data, new, base)
-    artifacts.check_model(data, base)
-    classes = artifacts.agree("C", base, new)
-    artifacts.check_lineage(new, head=base)
-    artifacts.check_known(data, classes, new, do="give test features of the same classes")
+    agree("d", data, new, base)
+    check_model(data, base)
+    classes = agree("C", base, new)
+    check_lineage(new, head=base)
+    check_known(data, classes, new, do="give test features of the same classes")
     names = data.class_names(classes)
-    with artifacts.outputs(features, update, head) as files, reproducible(0):
+    with outputs(features, update, head) as files, reproducible(0):
         files.check(out, metrics_out, groups_out)
         labels, attributes = data["labels"], data.get("attributes")
         heads = {"nsf": (new["folded_weight"].to(target), new["folded_bias"].to(target))}

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import artifacts, models
-from stages.artifacts import Artifact, Metadata, Outputs
+from stages.artifacts import Artifact, Metadata
 from stages.errors import BadModel, Mismatch, MissingFile
+from stages.lineage import agree, check_lineage
 from stages.loading import collate
 from stages.metrics import read_metrics
 from stages.models import Classifier, Opened, checkpoints
+from stages.outputs import Outputs, outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,9 +57,9 @@ def run(
         UserError: an input is missing or wrong, or the format cannot take the new head; nothing is written.
     """
     base, new = artifacts.read("head", head), artifacts.read("update", update)
-    artifacts.agree("d", base, new)
-    artifacts.agree("C", base, new)
-    artifacts.check_lineage(new, head=base)
+    agree("d", base, new)
+    agree("C", base, new)
+    check_lineage(new, head=base)
     opened = models.open_trained(model, own_model)
     classifier = opened.classifier
     recorded = base.metadata.inputs.get("model")
@@ -82,7 +84,7 @@ def run(
     if result is not None and result.get("update", [new.fingerprint]) != [new.fingerprint]:
         raise Mismatch("was measured with another head", where=metrics, do="run `nsf evaluate` again")
     kept_because = new.metadata.notes.get("kept_because") or None
-    with artifacts.outputs(head, update, metrics) as files:
+    with outputs(head, update, metrics) as files:
         form, written, changed = _write(files, opened, changes, out)
         if kept_because:
             # What has been written in its place is the same head.

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import artifacts, models
-from stages.artifacts import Metadata, Outputs, comparable
+from stages.artifacts import Metadata
 from stages.data import Split, open_split
 from stages.distributed import gathered, rank
 from stages.errors import BadValues, Mismatch, UserError
+from stages.lineage import comparable
 from stages.loading import Samples, batches, check_kind, collate, move, unreadable
 from stages.models import Classifier, Opened
+from stages.outputs import Outputs, named_in, outputs
 from stages.parts import Parts, code, described
 from stages.runtime import Progress, begin, keep_freed_memory, reproducible, silent, threads
 
@@ -316,8 +318,8 @@ def run(
     parts: dict[str, Parts] = {}
     resumed: dict[str, int] = {}
     kept: set[Path] = set()
-    read = artifacts.named_in(data, own_model or {})
-    with artifacts.outputs(model, *read) as files, reproducible(seed=0):
+    read = named_in(data, own_model or {})
+    with outputs(model, *read) as files, reproducible(seed=0):
         # The outputs come last; what is wrong with them is told first.
         files.check(*paths.values(), Path(head_out))
         first = next(iter(readers.values()))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages import artifacts, distributed
 from stages.artifacts import Metadata
+from stages.lineage import agree, check_labels, check_model
+from stages.outputs import outputs
 from stages.passes import best, group_means, group_sums, nearest
 from stages.runtime import Progress, begin, reproducible, silent
 
@@ -209,10 +211,10 @@ def run(
     target = begin(device)
     data = artifacts.read("features", features)
     base = artifacts.read("head", head) if head is not None else None
-    artifacts.agree("d", data, base)
-    artifacts.check_model(data, base)
-    classes = artifacts.check_labels(data, base.sizes["C"] if base else None, source=base)
-    with artifacts.outputs(features, head) as files, reproducible(0):
+    agree("d", data, base)
+    check_model(data, base)
+    classes = check_labels(data, base.sizes["C"] if base else None, source=base)
+    with outputs(features, head) as files, reproducible(0):
         files.check(out)
         x, labels = data.rows.to(target), data.own("labels").to(target)
         found = identify(x, labels, classes=classes, progress=progress)

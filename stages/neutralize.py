@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages import artifacts, distributed
 from stages.artifacts import Metadata
+from stages.lineage import agree, check_labels, check_lineage
+from stages.outputs import outputs
 from stages.passes import group_means
 from stages.runtime import Progress, begin, reproducible, silent
 
@@ -62,12 +64,12 @@ def run(*, features: Path, identify: Path, out: Path, device: str = "auto", prog
     target = begin(device)
     data = artifacts.read("features", features)
     found = artifacts.read("identify", identify)
-    artifacts.agree("n", data, found)
-    artifacts.agree("d", data, found)
-    artifacts.check_lineage(found, features=data)
-    classes = artifacts.check_labels(data, found.sizes["C"], source=found)
+    agree("n", data, found)
+    agree("d", data, found)
+    check_lineage(found, features=data)
+    classes = check_labels(data, found.sizes["C"], source=found)
     names = data.class_names(classes)
-    with artifacts.outputs(features, identify) as files, reproducible(0):
+    with outputs(features, identify) as files, reproducible(0):
         files.check(out)
         labels, minority = data.own("labels").to(target), found.own("minority").to(target)
         centers = neutralize(data.rows.to(target), labels, minority, classes=classes, progress=progress)

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages import artifacts, models
+from stages import models
 from stages.artifacts import Metadata
 from stages.data import Split, open_split
 from stages.errors import BadData, BadValues, UserError
 from stages.loading import batches, unreadable
 from stages.models import Classifier
+from stages.outputs import check_computed, named_in, outputs
 from stages.runtime import Progress, begin, keep_freed_memory, reproducible, silent
 
 
@@ -124,14 +125,14 @@ def run(
     begin(device)
     split = open_split("train", **data)
     skipped: list[UserError] | None = [] if data.get("on_error") == "skip" else None
-    with artifacts.outputs(*artifacts.named_in(data, model)) as files, reproducible(seed, strict=False):
+    with outputs(*named_in(data, model)) as files, reproducible(seed, strict=False):
         files.check(out / models.FILE_NAME)
         classifier = models.build(**model, classes=len(split.class_names))
         accuracy = train(classifier, split, workers=workers, device=device, skipped=skipped, progress=progress, **parameters)
         metadata = Metadata(parameters={"data": dict(data), "train": {**parameters, "seed": seed}})
         weights = {name: t for name, t in classifier.network.state_dict().items() if t.is_floating_point()}
         try:
-            artifacts.check_computed(out, weights, do="lower train.learning_rate")
+            check_computed(out, weights, do="lower train.learning_rate")
         except BadValues as error:
             raise BadValues("the training diverged", where=out, do="lower train.learning_rate") from error
         models.save(files, out, classifier, split.class_names, metadata)

@@ -10,7 +10,9 @@ from stages.artifacts import Metadata
 from stages.auto import PLAIN, Repaired, repair
 from stages.errors import BadValues
 from stages.identify import Identified
+from stages.lineage import agree, check_labels, check_lineage, check_model
 from stages.logistic import cross_entropy
+from stages.outputs import check_computed, outputs
 from stages.passes import best
 from stages.runtime import Progress, begin, reproducible, silent
 
@@ -205,17 +207,17 @@ def run(
     neutral = artifacts.read("neutralize", neutralize)
     learned = artifacts.read("eliminate", eliminate)
     base = artifacts.read("head", head) if head is not None else None
-    artifacts.agree("n", data, found)
-    artifacts.agree("d", data, found, neutral, learned, base)
-    artifacts.check_model(data, base)
-    classes = artifacts.agree("C", base, found, neutral)
-    artifacts.check_lineage(found, features=data)
-    artifacts.check_lineage(neutral, features=data, identify=found)
-    artifacts.check_lineage(learned, features=data, neutralize=neutral)
-    artifacts.check_labels(data, classes, source=base or found)
+    agree("n", data, found)
+    agree("d", data, found, neutral, learned, base)
+    check_model(data, base)
+    classes = agree("C", base, found, neutral)
+    check_lineage(found, features=data)
+    check_lineage(neutral, features=data, identify=found)
+    check_lineage(learned, features=data, neutralize=neutral)
+    check_labels(data, classes, source=base or found)
     parameters: dict[str, Any] = {"solver": solver, "seed": seed}
     extra: dict[str, Any] = {}
-    with artifacts.outputs(features, identify, neutralize, eliminate, head) as files, reproducible(seed):
+    with outputs(features, identify, neutralize, eliminate, head) as files, reproducible(seed):
         files.check(out)
         x, labels = data.rows.to(target), data.own("labels").to(target)
         minority = found.own("minority").to(target)
@@ -268,7 +270,7 @@ def run(
                     do="give the base head (--head) to keep it",
                 )
         remedy = "lower update.learning_rate" if solver == "published" else "scale the features down"
-        artifacts.check_computed(out, vars(new), do=remedy)
+        check_computed(out, vars(new), do=remedy)
         inputs = {"features": data, "identify": found, "neutralize": neutral, "eliminate": learned, "head": base}
         metadata = Metadata(
             parameters=parameters,

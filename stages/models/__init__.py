@@ -9,8 +9,9 @@ from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 
 from stages import artifacts
-from stages.artifacts import Metadata, Outputs
+from stages.artifacts import Metadata
 from stages.errors import BadModel, MissingFile
+from stages.outputs import Outputs
 from stages.runtime import reproducible
 
 if TYPE_CHECKING:

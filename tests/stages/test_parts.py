@@ -21,6 +21,7 @@ from stages import artifacts, extract, models, parts
 from stages.artifacts import Metadata
 from stages.data import open_split
 from stages.errors import BadData, BadValues, CannotWrite
+from stages.outputs import outputs
 from stages.rows import Rows
 from stages.runtime import reproducible
 from stages.tensorfile import RowWriter
@@ -35,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_model(folder: Path, seed: int) -> Path:
-    with reproducible(seed), artifacts.outputs() as files:
+    with reproducible(seed), outputs() as files:
         models.save(files, folder, models.build(**SPEC, classes=2), ["cold", "warm"], Metadata())
     return folder
 
@@ -394,7 +395,7 @@ def test_values_beyond_float16(images: Path, tmp_path: Path) -> None:
     model = models.build(**SPEC, classes=2)
     with torch.no_grad():
         model.network.layer4[1].bn2.bias += 1e6
-    with artifacts.outputs() as files:
+    with outputs() as files:
         models.save(files, tmp_path / "model", model, ["cold", "warm"], Metadata())
     assert run(tmp_path / "out", images, tmp_path / "model")["samples"] == {"val": 18}
     with pytest.raises(BadValues, match=r"values beyond float16, for this sample; .*extract\.dtype: float32"):

@@ -15,6 +15,7 @@ from stages import artifacts, extract, models, train
 from stages.artifacts import Metadata
 from stages.data import Split, open_split
 from stages.errors import BadData, BadModel, BadValues, CannotWrite, Mismatch
+from stages.outputs import outputs
 from stages.runtime import reproducible
 from stages.tensorfile import RowWriter
 from tests.conftest import Done, assert_one_sentence, leftovers, photos
@@ -242,7 +243,7 @@ def test_classes_of_another_data_set(images: Path, trained: Path, tmp_path: Path
 
 def test_classes_that_capitals_alone_tell_apart(images: Path, data: dict[str, Any], tmp_path: Path) -> None:
     """As EMNIST's letters: exact names then, whatever their order."""
-    with artifacts.outputs() as files:
+    with outputs() as files:
         network = models.build(**{**MODEL, "classes": 3})
         models.save(files, tmp_path / "letters", network, ["b", "A", "a"], Metadata())
     rows = [f"val/{name}/{i:02}.png,{letter}" for name in ("warm", "cold") for i, letter in enumerate("Aab")]
@@ -276,7 +277,7 @@ def test_a_model_that_gives_nan(data: dict[str, Any], trained: Path, tmp_path: P
     model, names = opened.classifier, opened.class_names
     with torch.no_grad():
         model.network.bn1.weight[3] = torch.nan
-    with artifacts.outputs() as files:
+    with outputs() as files:
         models.save(files, tmp_path / "bad", model, names, Metadata())
     with pytest.raises(BadModel, match="the model gives NaN or infinity; check its weights"):
         extract_to(tmp_path / "out", data, tmp_path / "bad")

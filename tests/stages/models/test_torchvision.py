@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from stages import artifacts, models
+from stages import models
 from stages.artifacts import Metadata
 from stages.errors import BadModel, UserError
+from stages.outputs import outputs
 from stages.runtime import reproducible
 
 # One architecture of each family, the smallest; in some the head is `fc`, in others the last of several layers, or `head`.
@@ -117,7 +118,7 @@ def test_pretrained_weights_with_another_number_of_classes(monkeypatch: pytest.M
 @pytest.mark.parametrize("architecture", ["mobilenet_v3_small", "regnet_y_400mf"])
 def test_saved_and_loaded_bit_by_bit(tmp_path: Path, architecture: str) -> None:
     model = build(architecture, image_size=[40, 32])
-    with artifacts.outputs() as files:
+    with outputs() as files:
         models.save(files, tmp_path, model, ["a", "b", "c"], Metadata())
     opened = models.load(tmp_path)
     again, names, fingerprint = opened.classifier, opened.class_names, opened.fingerprint
@@ -131,7 +132,7 @@ def test_saved_and_loaded_bit_by_bit(tmp_path: Path, architecture: str) -> None:
 
 def test_what_is_loaded_is_not_made_at_random_first(tmp_path: Path) -> None:
     model = build()
-    with artifacts.outputs() as files:
+    with outputs() as files:
         models.save(files, tmp_path, model, ["a", "b", "c"], Metadata())
     before = torch.get_rng_state()
     network = models.load(tmp_path).classifier.network
