@@ -225,7 +225,7 @@ def _placed(name: str, function: Callable[..., None]) -> Callable[..., None]:
             if distributed.size() > 1:
                 raise BadParameter(f"`nsf {name}` runs in one process", where="torchrun", do="run it without torchrun")
         # Started by a launcher there is nothing more to start.
-        elif "RANK" not in os.environ and (words := params.launch(settings.params)) is not None:
+        elif not os.environ.get("WORLD_SIZE") and (words := params.launch(settings.params)) is not None:
             raise typer.Exit(launch.launched(words, ctx.meta[ARGUMENTS], settings.params, debug=settings.debug))
         _spare(settings.params or params.STANDARD_PATH, options)
         function(ctx, **options)

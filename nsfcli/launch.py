@@ -24,6 +24,9 @@ from stages.errors import BadParameter
 # The commands that know how to work in several processes.
 STAGES = ("extract", "identify", "neutralize", "eliminate", "update", "evaluate")
 
+# Set for the processes of a launcher, so that none of them starts it once more.
+LAUNCHED = "NSF_LAUNCHED"
+
 # How long an error of another process than the first waits to be shown. Mostly the first has met the same one, and
 # torchrun ends all others as soon as one has failed.
 PATIENCE_SECONDS = 2.0
@@ -82,9 +85,16 @@ def launched(launch: str, arguments: Sequence[str], params: Path | None, *, debu
         debug: show what torchrun says of a failed process.
 
     Raises:
-        BadParameter: there is no such program, or it does not understand its options.
+        BadParameter: there is no such program, it does not understand its options, or it has started this process
+            without saying which of how many it is.
     """
     where = params or STANDARD_PATH
+    if LAUNCHED in os.environ:
+        raise BadParameter(
+            f"distributed.launch is {launch!r}, which sets no RANK and WORLD_SIZE for the processes that it starts",
+            where=where,
+            do="use torchrun, or have the launcher set them",
+        )
     try:
         words = shlex.split(launch)
     except ValueError as error:
@@ -146,7 +156,8 @@ def _run(command: list[str], where: Path) -> int:
     """Another launcher, which is told to stop when this process is."""
     try:
         # Of its own session, for an interruption from the terminal reaches it once: through this process.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        environment = {**os.environ, LAUNCHED: "1"}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
     except OSError as error:
         text = f"distributed.launch names '{command[0]}', which cannot be run ({error.strerror})"
         raise BadParameter(text, where=where) from error

@@ -6,17 +6,20 @@ and one line of help; the command line's options are made from the same lines (`
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from stages.errors import BadParameter, MissingFile
 
 STANDARD_PATH = Path("params.yaml")
 
+Text = Annotated[str, Field(min_length=1)]
 Workers = Annotated[int, Field(ge=0)] | Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 # Counts beyond any use, which other programs' integers still hold.
@@ -37,15 +40,15 @@ class Section(BaseModel):
 FORMAT = "How the data is laid out."
 
 # Parameters that several formats have.
-Root = Annotated[str, Field(description="The folder with the data.")]
-TextColumn = Annotated[str | None, Field(description="Column with the text, where the data is texts.")]
-SecondTextColumn = Annotated[str | None, Field(description="Column with the second text, where it is pairs.")]
-LabelColumn = Annotated[str, Field(description="Column with the class.")]
+Root = Annotated[Text, Field(description="The folder with the data.")]
+TextColumn = Annotated[Text | None, Field(description="Column with the text, where the data is texts.")]
+SecondTextColumn = Annotated[Text | None, Field(description="Column with the second text, where it is pairs.")]
+LabelColumn = Annotated[Text, Field(description="Column with the class.")]
 AttributeColumn = Annotated[
-    str | list[str] | None, Field(description="Column with the attribute, or several; read by evaluate and compare alone.")
+    Text | list[Text] | None, Field(description="Column with the attribute, or several; read by evaluate and compare alone.")
 ]
-ClassNames = Annotated[list[str] | None, Field(description="Names of classes 0, 1, ...")]
-AttributeNames = Annotated[list[str] | None, Field(description="Names of attributes 0, 1, ...")]
+ClassNames = Annotated[list[Text] | None, Field(description="Names of classes 0, 1, ...")]
+AttributeNames = Annotated[list[Text] | None, Field(description="Names of attributes 0, 1, ...")]
 DropEmpty = Annotated[bool, Field(description="Leave out samples whose text is empty.")]
 OnError = Annotated[Literal["stop", "skip"], Field(description="A sample that cannot be read: stop, or skip and count it.")]
 
@@ -55,7 +58,7 @@ class DominoesData(Section):
 
     format: Literal["dominoes"] = Field(description=FORMAT)
     root: Root = "data/dominoes"
-    items: list[str] = Field(["coat", "dress"], min_length=2, description="Fashion-MNIST classes, the labels.")
+    items: list[Text] = Field(["coat", "dress"], min_length=2, description="Fashion-MNIST classes, the labels.")
     digits: list[Annotated[int, Field(ge=0, le=9)]] = Field(
         [0, 1], min_length=2, description="MNIST digits, the attributes; the i-th agrees with the i-th item."
     )
@@ -79,14 +82,14 @@ class FolderData(Section):
 class TableData(Section):
     """A table with a row per sample."""
 
-    format: str = Field(description=FORMAT)
-    file: str = Field(description="The table; with {split} in its name, one per split.")
-    root: str | None = Field(None, description="The folder that images' paths start from; null is the table's own.")
-    path_column: str = Field("path", description="Column with the image's path.")
+    format: Text = Field(description=FORMAT)
+    file: Text = Field(description="The table; with {split} in its name, one per split.")
+    root: Text | None = Field(None, description="The folder that images' paths start from; null is the table's own.")
+    path_column: Text = Field("path", description="Column with the image's path.")
     text_column: TextColumn = None
     second_text_column: SecondTextColumn = None
     label_column: LabelColumn = "label"
-    split_column: str = Field("split", description="Column with the split: train, val, test or 0, 1, 2.")
+    split_column: Text = Field("split", description="Column with the split: train, val, test or 0, 1, 2.")
     attribute_column: AttributeColumn = None
     class_names: ClassNames = None
     attribute_names: AttributeNames = None
@@ -117,7 +120,7 @@ class HuggingFaceData(Section):
 
     format: Literal["huggingface"] = Field(description=FORMAT)
     root: Root
-    image_column: str = Field("image", description="Column with the image.")
+    image_column: Text = Field("image", description="Column with the image.")
     text_column: TextColumn = None
     second_text_column: SecondTextColumn = None
     label_column: LabelColumn = "label"
@@ -131,7 +134,7 @@ class HuggingFaceData(Section):
 class BenchmarkData(Section):
     """A benchmark in the layout of its owners."""
 
-    format: str = Field(description=FORMAT)
+    format: Text = Field(description=FORMAT)
     root: Root
     on_error: OnError = "stop"
 
@@ -146,8 +149,8 @@ class CelebAData(BenchmarkData):
     """CelebA: faces, by default hair colour against gender."""
 
     format: Literal["celeba"] = Field(description=FORMAT)
-    target: str = Field("Blond_Hair", description="CelebA's attribute that is the class.")
-    attribute: str = Field("Male", description="CelebA's attribute that is the spurious one.")
+    target: Text = Field("Blond_Hair", description="CelebA's attribute that is the class.")
+    attribute: Text = Field("Male", description="CelebA's attribute that is the spurious one.")
 
 
 class MultiNLIData(BenchmarkData):
@@ -160,7 +163,7 @@ class CivilCommentsData(BenchmarkData):
     """CivilComments: toxicity against mentions of identities."""
 
     format: Literal["civilcomments"] = Field(description=FORMAT)
-    identities: Literal["any"] | list[str] = Field("any", description="Identities of which any is the attribute.")
+    identities: Literal["any"] | list[Text] = Field("any", description="Identities of which any is the attribute.")
 
 
 class CheXpertData(BenchmarkData):
@@ -179,8 +182,8 @@ class TorchvisionModel(Section):
     """One of torchvision's image classifiers."""
 
     source: Literal["torchvision"] = Field("torchvision", description=SOURCE)
-    architecture: str = Field("resnet18", description="The architecture's name in that source.")
-    weights: str | None = Field(None, description=WEIGHTS)
+    architecture: Text = Field("resnet18", description="The architecture's name in that source.")
+    weights: Text | None = Field(None, description=WEIGHTS)
     image_size: ImageSize = Field(224, description=IMAGE_SIZE)
 
 
@@ -188,8 +191,8 @@ class TimmModel(Section):
     """One of timm's image classifiers (pip install 'nsf[timm]')."""
 
     source: Literal["timm"] = Field(description=SOURCE)
-    architecture: str = Field(description="The architecture's name in that source.")
-    weights: str | None = Field(None, description=WEIGHTS)
+    architecture: Text = Field(description="The architecture's name in that source.")
+    weights: Text | None = Field(None, description=WEIGHTS)
     image_size: ImageSize | None = Field(None, description=IMAGE_SIZE)
 
 
@@ -197,17 +200,17 @@ class TransformersModel(Section):
     """A text or image classifier of Hugging Face transformers."""
 
     source: Literal["transformers"] = Field(description=SOURCE)
-    name: str = Field(description="A folder that save_pretrained wrote, or an id of the Hugging Face hub.")
-    max_length: Size | None = Field(None, description="Tokens a text, longer ones are cut; null is the tokenizer's limit.")
+    name: Text = Field(description="A folder that save_pretrained wrote, or an id of the Hugging Face hub.")
+    max_length: Size | None = Field(None, description="Tokens a text, longer ones are cut; null is the model's limit.")
 
 
 class CallableModel(Section):
     """Any classifier: a function that returns (encoder, head, transform)."""
 
     source: Literal["callable"] = Field(description=SOURCE)
-    function: str = Field(description="module:function, returning (encoder, head, transform).")
+    function: Text = Field(description="module:function, returning (encoder, head, transform).")
     options: dict[str, Any] = Field({}, description="Keyword arguments of the function.")
-    checkpoint: str | None = Field(None, description="The file that the function loads, for export to repair a copy of.")
+    checkpoint: Text | None = Field(None, description="The file that the function loads, for export to repair a copy of.")
 
 
 class TrainSection(Section):
@@ -283,8 +286,8 @@ class CompareSection(Section):
 class DistributedSection(Section):
     """Several processes for the six stages; results do not depend on it, so no stage of dvc.yaml does."""
 
-    launch: str | None = Field(
-        None, min_length=1, description="What starts them, such as torchrun --nproc-per-node 2; null is one process."
+    launch: Text | None = Field(
+        None, description="What starts them, such as torchrun --nproc-per-node 2; null is one process."
     )
 
 
@@ -332,7 +335,7 @@ def option_name(section: str, key: str, command: str) -> str:
 def options(*sections: str) -> Callable[[Command], Command]:
     """Give a command one option for each parameter of these sections; their values arrive as keyword arguments.
 
-    All of them are strings here: `load` reads them as YAML and checks them like params.yaml itself.
+    All of them are strings here: `load` reads each as its parameter wants it, and checks it like params.yaml itself.
     """
 
     def decorate(command: Command) -> Command:
@@ -397,7 +400,7 @@ def load(command: str, overrides: Mapping[str, str | None], path: Path | None = 
     for name, value in overrides.items():
         owner, key = name.split("__")
         if value is not None:
-            given.setdefault(owner, {})[key] = _listed(owner, key, _scalar(value))
+            given.setdefault(owner, {})[key] = value
     used = [command, *dict.fromkeys(name.split("__")[0] for name in overrides)]
     # Every section of the file is checked, so that a typo is not found only when the pipeline comes to its stage; only
     # those that the command uses need be there.
@@ -406,13 +409,6 @@ def load(command: str, overrides: Mapping[str, str | None], path: Path | None = 
         if name in content or name in given or name in used:
             sections[name] = _section(name, content.get(name), given.get(name, {}), where, command)
     return sections
-
-
-def _listed(section: str, key: str, value: Any) -> Any:
-    """An option's value; where only a list will do, words with commas between them are one, and so is a single word."""
-    fields = [kind.model_fields[key] for kind in SECTIONS[section] if key in kind.model_fields]
-    lists = all(get_origin(field.annotation) is list for field in fields)
-    return [word.strip() for word in value.split(",")] if lists and isinstance(value, str) else value
 
 
 def launch(path: Path | None = None) -> str | None:
@@ -436,7 +432,7 @@ def check(content: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Sec
     return {name: _section(name, dict(content.get(name, {})), {}, where, name) for name in names}
 
 
-def _section(name: str, content: Any, given: Mapping[str, Any], where: str, command: str) -> Section:
+def _section(name: str, content: Any, given: Mapping[str, str], where: str, command: str) -> Section:
     if content is not None and not isinstance(content, dict):
         raise BadParameter(f"section '{name}' is {content!r}", where=where, do="indent its keys below it")
     merged = {**(content or {}), **given}
@@ -457,6 +453,7 @@ def _section(name: str, content: Any, given: Mapping[str, Any], where: str, comm
             source = option_name(name, tag_key, command) if tag_key in given else where
             raise BadParameter(f"{name}.{tag_key} is {tag!r}", where=source, do=_nearest(str(tag), tags, f"{tag_key}s"))
         kind = tags[tag]
+    merged |= {key: _value(text, kind.model_fields[key]) for key, text in given.items() if key in kind.model_fields}
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
@@ -552,8 +549,32 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
     return content
 
 
+def _value(text: str, field: FieldInfo) -> Any:
+    """An option's value: the first reading of the text that its parameter allows, YAML's where it allows none of them.
+
+    Text is taken as it stands where text will do (a folder "2024", a column "#1"), and as in params.yaml elsewhere; what
+    can only be a list may be words with commas between them.
+    """
+    if not text:
+        # Nothing is no value; YAML would make it null.
+        return text
+    yaml = _scalar(text)
+    words = [word.strip() for word in text.split(",")]
+    readings = [text, yaml, words, [_scalar(word) for word in words]]
+    if text == "null":
+        readings = [None, text]
+    elif text.startswith("["):
+        readings = [yaml, text]
+    adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation(), config=ConfigDict(strict=True))
+    for reading in readings:
+        with suppress(ValidationError):
+            adapter.validate_python(reading)
+            return reading
+    return yaml
+
+
 def _scalar(text: str) -> Any:
-    """An option's value, read as the same text would be in params.yaml."""
+    """What the text would be in params.yaml."""
     try:
         return _yaml().load(text)
     except (_yaml_error(), RecursionError, ValueError):

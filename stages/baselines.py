@@ -90,6 +90,16 @@ def _inverse_sizes(labels: "Tensor") -> "Tensor":
 # ---------------------------------------------------------------------------------------------------- with group labels
 
 
+def groups_of(labels: "Tensor", attributes: "Tensor") -> "Tensor":
+    """A number (n,) int64 for class x attribute, sorted by class, then attribute; attribute -1 is one like the others."""
+    import torch
+
+    # Numbers of attributes may be as large as integers are.
+    values, numbers = torch.unique(attributes, return_inverse=True)
+    groups: Tensor = labels * len(values) + numbers
+    return groups
+
+
 def dfr(
     features: "Tensor", labels: "Tensor", base: Head, *, attributes: "Tensor", C: float, subsets: int = 10, seed: int = 0
 ) -> Head:
@@ -109,7 +119,7 @@ def dfr(
 
     classes, width = base[0].shape
     scaling = logistic.moments(features)
-    groups = labels * (int(attributes.max()) + 1) + attributes
+    groups = groups_of(labels, attributes)
     found = torch.unique(groups[attributes >= 0])
     rows = [((groups == group) & (attributes >= 0)).nonzero().flatten() for group in found]
     smallest = min(len(members) for members in rows)

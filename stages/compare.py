@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stages import artifacts, metrics
-from stages.baselines import BASELINES, Baseline, Head
+from stages.baselines import BASELINES, Baseline, Head, groups_of
 from stages.errors import BadParameter, BadValues
 from stages.identify import identify
 from stages.lineage import agree, check_known, check_labels, check_model
@@ -87,9 +87,9 @@ def compare(
             raise BadParameter(f"there is no method '{name}'", where="compare.methods", do=f"use {', '.join(BASELINES)}")
     pseudo = identify(features, labels, classes=len(base[1])).nearest
     known = _in_large_groups(labels, attributes)
-    selections = {GROUP_FREE: _groups(labels, pseudo)}
+    selections = {GROUP_FREE: groups_of(labels, pseudo)}
     if known is not None:
-        selections[GROUP_LABELS] = torch.where(known == metrics.UNKNOWN, NO_GROUP, _groups(labels, known))
+        selections[GROUP_LABELS] = torch.where(known == metrics.UNKNOWN, NO_GROUP, groups_of(labels, known))
     left_out = _left_out(names, labels, attributes, known, class_names)
     names = [name for name in names if name not in left_out]
 
@@ -130,22 +130,12 @@ def stratified_folds(labels: "Tensor", strata: "Tensor", seed: int) -> "Tensor":
     import torch
 
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
-    cells = _groups(labels, strata)[shuffled]
+    cells = groups_of(labels, strata)[shuffled]
     order = shuffled[torch.argsort(cells, stable=True)]
     fold = torch.empty_like(labels)
     # Dealt out like cards, cell after cell: a class of five samples has one in every fold.
     fold[order] = torch.arange(len(labels), device=labels.device) % FOLDS
     return fold
-
-
-def _groups(labels: "Tensor", attributes: "Tensor") -> "Tensor":
-    """A number (n,) int64 for class x attribute, sorted by class, then attribute; attribute -1 is one like the others."""
-    import torch
-
-    # Numbers of attributes may be as large as integers are.
-    values, numbers = torch.unique(attributes, return_inverse=True)
-    groups: Tensor = labels * len(values) + numbers
-    return groups
 
 
 def _in_large_groups(labels: "Tensor", attributes: "Tensor | None") -> "Tensor | None":
@@ -154,7 +144,7 @@ def _in_large_groups(labels: "Tensor", attributes: "Tensor | None") -> "Tensor |
 
     if attributes is None:
         return None
-    groups = _groups(labels, attributes)
+    groups = groups_of(labels, attributes)
     large = torch.bincount(groups)[groups] >= LEAST_GROUP
     kept = torch.where(large, attributes, metrics.UNKNOWN)
     return kept if bool((kept != metrics.UNKNOWN).any()) else None

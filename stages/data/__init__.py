@@ -152,17 +152,33 @@ def open_image(path: Path) -> "Image":
     """The image in a file, as RGB.
 
     Raises:
-        BadData: no such file, or no image that Pillow can decode.
+        BadData: no such file, no image that Pillow can decode, or one of more than 8 bits a channel.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return as_rgb(image, path)
     except FileNotFoundError as error:
         raise BadData("there is no such image", where=path) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadData("cannot be read as an image", where=path, do="replace or remove it") from error
+
+
+def as_rgb(image: "Image", where: Path | str) -> "Image":
+    """An image of any mode as RGB.
+
+    Raises:
+        BadData: it has more than 8 bits a channel.
+    """
+    if image.mode[0] in "IF":
+        # Pillow would cut all values at 255: the whole image turns white.
+        raise BadData(
+            f"an image has more than 8 bits a channel (Pillow's mode {image.mode})",
+            where=where,
+            do="convert it to 8 bits, as the model's training images were",
+        )
+    return image.convert("RGB")
 
 
 def named(given: Sequence[str] | None, found: Sequence[str], key: str) -> Sequence[str]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.data import SPLIT_NAMES, Split, check_columns, joined, load_text, named, number
+from stages.data import SPLIT_NAMES, Split, as_rgb, check_columns, joined, load_text, named, number
 from stages.data.table import as_text
-from stages.errors import BadData
+from stages.errors import BadData, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -153,7 +153,9 @@ def _number(splits: Sequence[Any], columns: Sequence[str], where: Path) -> tuple
 def _load_image(data: Any, column: str, where: str, position: int) -> "Image":
     try:
         image: Image = data[position][column]
-        return image.convert("RGB")
+        return as_rgb(image, f"{where}, row {position}")
+    except UserError:
+        raise
     except Exception as error:  # a file that is gone, or any of the ways in which Pillow fails
         raise BadData(f"row {position} (from 0) cannot be read as an image", where=where, do="replace it") from error
 

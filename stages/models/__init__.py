@@ -1,6 +1,7 @@
 """Classifiers: one module per source of backbones, all giving a `Classifier` that splits into encoder and linear head."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -175,7 +176,10 @@ def load_state(network: "nn.Module", state: "Mapping[str, Tensor]", where: Path 
                 where=where,
                 do="check the model's architecture and the number of classes",
             )
-    network.load_state_dict(dict(state))
+    # Some architectures ask for the version of a state dict, which none of our files holds: it is this network's.
+    versioned = OrderedDict(state)
+    versioned._metadata = own._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(versioned)
 
 
 def find_head(network: "nn.Module", where: str) -> str:

@@ -13,7 +13,7 @@ from stages.models import find_head, load_state
 from stages.tensorfile import COPY_BYTES, header, tensor_bytes, type_names
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, dtype, nn
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
@@ -72,7 +72,11 @@ def fit(
     """
     import torch
 
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            shell = make(2)
+    except NotImplementedError:
+        # Some initialise their weights from values, which tensors without memory do not have.
         shell = make(2)
     own = shell.state_dict()
     names = _names(state, list(own), where)
@@ -125,7 +129,7 @@ def patch(source: Path, target: IO[bytes], changes: "Mapping[str, Tensor]") -> N
     same contents around them. New values take the type that the file holds.
 
     Raises:
-        BadModel: a tensor is not there, or of another shape.
+        BadModel: a tensor is not there, of another shape, or beyond what the file's type holds.
     """
     if source.suffix == ".safetensors":
         _patch_safetensors(source, target, changes)
@@ -138,7 +142,7 @@ def patch(source: Path, target: IO[bytes], changes: "Mapping[str, Tensor]") -> N
         holder, key = places.get(name, ({}, name))
         _fits(name, tuple(holder[key].shape) if name in places else None, tensor, source)
         # A new tensor in the old one's place: storage shared with others must not change under them.
-        holder[key] = tensor.detach().to(holder[key].dtype).cpu().clone()
+        holder[key] = _as_held(name, tensor, holder[key].dtype, source).clone()
     torch.save(content, target)
 
 
@@ -155,7 +159,7 @@ def _patch_safetensors(source: Path, target: IO[bytes], changes: "Mapping[str, T
         if place.dtype not in types:
             raise BadModel(f"'{name}' is of type {place.dtype}, which holds no new weights", where=source)
         target.seek(place.start)
-        target.write(tensor_bytes(tensor.cpu().to(types[place.dtype])))
+        target.write(tensor_bytes(_as_held(name, tensor, types[place.dtype], source)))
     target.seek(0, 2)
 
 
@@ -163,6 +167,20 @@ def _fits(name: str, shape: tuple[int, ...] | None, tensor: "Tensor", where: Pat
     if shape != tuple(tensor.shape):
         what = "is not there" if shape is None else f"has shape {shape}, and the new one {tuple(tensor.shape)}"
         raise BadModel(f"'{name}' {what}", where=where, do="export to the checkpoint that the features came from")
+
+
+def _as_held(name: str, tensor: "Tensor", dtype: "dtype", where: Path) -> "Tensor":
+    """A new tensor as the file holds the old one."""
+    import torch
+
+    held = tensor.detach().cpu().to(dtype)
+    if not bool(torch.isfinite(held).all()):
+        raise BadModel(
+            f"'{name}' has new values beyond {str(dtype).removeprefix('torch.')}, which the file holds it in",
+            where=where,
+            do="save the checkpoint in float32, and export to that",
+        )
+    return held
 
 
 def _read(path: Path) -> Any:
@@ -227,11 +245,12 @@ def _places(content: Any) -> "dict[str, tuple[dict[str, Any], str]]":
     """
     if not isinstance(content, dict):
         return {}
-    if any(_is_tensor(value) for value in content.values()):
-        return {str(key): (content, key) for key in content}
+    # These first: other tensors may lie beside them, such as PyTorch's own examples' `best_acc1`.
     for key in CONTAINERS:
         if found := _places(content.get(key)):
             return found
+    if any(_is_tensor(value) for value in content.values()):
+        return {str(key): (content, key) for key in content}
     return {
         f"{outer}.{key}": (held, key)
         for outer, held in content.items()

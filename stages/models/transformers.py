@@ -12,11 +12,16 @@ from stages.models import FILE_NAME, Checkpoint, Classifier
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
 # What a classifier's folder holds beside its weights: configuration, tokenizer, image processor.
 ASSETS = ("*.json", "*.txt", "*.model")
 INDEX_SUFFIX = ".index.json"
+
+# A tokenizer that knows no limit gives a number above this one; where the network knows none either, texts are cut at what
+# most can read.
+NO_LIMIT = 1_000_000
+USUAL_LENGTH = 512
 
 # A folder that brings code of its own is refused, where transformers by itself would ask on the terminal and run it.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -28,7 +33,7 @@ def build(*, name: str, classes: int | None = None, max_length: int | None = Non
     Args:
         name: a folder that `save_pretrained` wrote, or an id of the Hugging Face hub (downloaded unless cached).
         classes: C of a head to train, new where the model's own has another number; None: the model's own head.
-        max_length: tokens a text (both of a pair together), longer ones are cut; None: what the tokenizer allows.
+        max_length: tokens a text (both of a pair together), longer ones are cut; None: what tokenizer and network allow.
 
     Raises:
         BadModel: no such folder or id, no network, a model of another task, several sigmoid outputs (multi-label), or
@@ -75,7 +80,7 @@ def _build(folder: Path, classes: int | None, spec: dict[str, Any]) -> Classifie
     options: dict[str, Any] = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     try:
         network, report = auto.from_pretrained(folder, output_loading_info=True, dtype="float32", **NO_CODE, **options)
-        transform, collate = _preparation(folder, kind, spec["max_length"])
+        transform, collate = _preparation(folder, kind, spec["max_length"], network)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise BadModel(f"cannot be loaded by transformers ({_first_line(error)})", where=where) from error
     trained = not report["missing_keys"] and not report["mismatched_keys"]
@@ -92,15 +97,31 @@ def _build(folder: Path, classes: int | None, spec: dict[str, Any]) -> Classifie
     )  # fmt: skip
 
 
-def _preparation(folder: Path, kind: str, max_length: int | None) -> tuple[Any, Any]:
+def _preparation(folder: Path, kind: str, max_length: int | None, network: "nn.Module") -> tuple[Any, Any]:
     """(transform, collate) of a text or an image model."""
     transformers: Any = import_module("transformers")
     if kind == "image":
         return partial(_prepare_image, transformers.AutoImageProcessor.from_pretrained(folder, **NO_CODE)), None
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **NO_CODE)
-    # A tokenizer that knows no limit gives a huge number.
-    limit = tokenizer.model_max_length if tokenizer.model_max_length < 1_000_000 else 512
-    return _as_it_is, partial(_tokenize, tokenizer, min(max_length or limit, limit))
+    limits = [length for length in (tokenizer.model_max_length, *_positions(network)) if length < NO_LIMIT]
+    wanted = max_length or (NO_LIMIT if limits else USUAL_LENGTH)
+    return _as_it_is, partial(_tokenize, tokenizer, min([wanted, *limits]))
+
+
+def _positions(network: "nn.Module") -> list[int]:
+    """How many tokens each table of learned positions has a row for; empty where positions are relative."""
+    from torch import nn
+
+    tables = [
+        module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
+    ]
+    # RoBERTa's begin behind the padding's number, BART's behind an offset.
+    return [
+        table.num_embeddings - int(getattr(table, "offset", 0)) - (0 if table.padding_idx is None else table.padding_idx + 1)
+        for table in tables
+    ]
 
 
 def _as_it_is(sample: Any) -> Any:

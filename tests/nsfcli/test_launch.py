@@ -162,6 +162,14 @@ def test_a_launch_that_cannot_be(text: str, words: list[str], tmp_path: Path, ns
     assert_one_sentence(nsf("identify"), "params.yaml", *words)
 
 
+def test_a_launcher_that_does_not_number_its_processes(tmp_path: Path) -> None:
+    """Each process would start it once more, without end."""
+    (tmp_path / "params.yaml").write_text(f"distributed: {{launch: {sys.executable}}}\n")
+    done = run_process("python", "-m", "nsfcli", "identify", cwd=tmp_path)
+    assert done.code == 1
+    assert re.fullmatch(r"nsf: params\.yaml: .* sets no RANK and WORLD_SIZE .*; use torchrun, or .*\n", done.stderr)
+
+
 # --------------------------------------------------------------------------------------------------------- one voice
 
 

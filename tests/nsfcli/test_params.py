@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,19 +141,42 @@ def test_1e_3_is_a_number(folder: Path) -> None:
     assert load("eliminate", {"eliminate__learning_rate": "1e-3"})["eliminate"].model_dump()["learning_rate"] == 0.001
 
 
-def test_an_option_is_read_as_yaml() -> None:
-    options = {
-        "data__format": "dominoes",
-        "data__items": "[bag, boot]",
-        "data__test_bias": "null",
-        "model__image_size": "64",
-    }
-    sections = load("train", options)
-    assert sections["data"].model_dump()["items"] == ["bag", "boot"]
-    assert sections["data"].model_dump()["test_bias"] is None
-    assert sections["model"].model_dump()["image_size"] == 64
-    options = {"data__format": "folder", "data__root": "2024-13-45"}
-    assert load("train", options)["data"].model_dump()["root"] == "2024-13-45", "no date is text"
+TEXT, LIST = "data__root", "data__class_names"
+READINGS = {
+    "text": (TEXT, "photos #2", "photos #2"),
+    "text that YAML takes for a number": (TEXT, "2024", "2024"),
+    "text that YAML takes for null": (TEXT, "~", "~"),
+    "text that YAML takes for a map": (TEXT, "a: b", "a: b"),
+    "text that YAML takes for a list": (TEXT, "[old]", "[old]"),
+    "text that YAML takes for a comment": (TEXT, "#x", "#x"),
+    "no date": (TEXT, "2024-13-45", "2024-13-45"),
+    "null where text or null will do": ("data__text_column", "null", None),
+    "null where only text will do": (TEXT, "null", "null"),
+    "a list": (LIST, "[yes, no]", ["yes", "no"]),
+    "words": (LIST, "yes, no", ["yes", "no"]),
+    "one word": (LIST, "yes", ["yes"]),
+    "no list": (LIST, "null", None),
+    "a text or a list of them": ("data__attribute_column", "sex", "sex"),
+    "a list of texts or a text": ("data__attribute_column", "[sex, race]", ["sex", "race"]),
+    "a truth": ("data__drop_empty", "true", True),
+    "a number": ("train__epochs", "2", 2),
+    "a number or a word": ("train__workers", "auto", "auto"),
+    "numbers": ("model__image_size", "32, 48", [32, 48]),
+    "a number or numbers": ("model__image_size", "64", 64),
+}
+
+
+@pytest.mark.parametrize(("option", "text", "value"), READINGS.values(), ids=READINGS)
+def test_an_option_is_read_as_its_parameter_wants_it(option: str, text: str, value: Any) -> None:
+    options = {"data__format": "huggingface", "data__root": "r", option: text}
+    section, key = option.split("__")
+    assert getattr(load("train", options)[section], key) == value
+
+
+def test_numbers_with_commas_are_a_list() -> None:
+    options = {"data__format": "dominoes", "data__items": "bag,boot", "data__digits": "4,5", "data__test_bias": "null"}
+    section = load("train", options)["data"].model_dump()
+    assert (section["items"], section["digits"], section["test_bias"]) == (["bag", "boot"], [4, 5], None)
 
 
 # ------------------------------------------------------------------------------------------- mistakes in params.yaml
@@ -276,10 +300,10 @@ def test_options_stand_on_the_help_page(command: str, nsf: Callable[..., Done], 
 def test_every_parameter_has_an_option(
     command: str, section: str, key: str, text: str, folder: Path, nsf: Callable[..., Done]
 ) -> None:
-    """A value that no parameter allows is refused under the option's name: so it has arrived."""
+    """An empty value, which no parameter allows, is refused under the option's name: so it has arrived."""
     (folder / "params.yaml").write_text(text if text.startswith("data") else f"data: {{format: dominoes}}\n{text}")
     name = option_name(section, key, command)
-    assert_one_sentence(nsf(command, name, "-1.5"), f"{name}:", f"{section}.{key}", "-1.5")
+    assert_one_sentence(nsf(command, name, ""), f"{name}:", f"{section}.{key} is ''")
 
 
 def test_the_demo_s_file_lists_every_key() -> None:

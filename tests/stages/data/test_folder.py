@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from stages.data import open_split
 from stages.errors import BadData
@@ -63,3 +64,13 @@ def test_an_image_that_is_none(tree: Path) -> None:
     (tree / "test/cat/1.jpg").unlink()
     with pytest.raises(BadData, match=r"1\.jpg: there is no such image"):
         split.load(1)
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I", "tif"), ("F", "tif")])
+def test_an_image_of_more_than_8_bits(mode: str, suffix: str, tree: Path) -> None:
+    """Pillow would make it all white."""
+    Image.new(mode, (4, 4), 300).save(tree / f"test/cat/0.{suffix}")
+    split = open_split("test", format="folder", root=str(tree))
+    deep = next(index for index in range(len(split.ids)) if split.locate(index).endswith(f"0.{suffix}"))
+    with pytest.raises(BadData, match=rf"0\.{suffix}: an image has more than 8 bits a channel .*; convert it to 8 bits"):
+        split.load(deep)

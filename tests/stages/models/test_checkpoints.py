@@ -177,3 +177,20 @@ def test_patch_changes_nothing_else(suffix: str, state: dict, tmp_path: Path) ->
     for wrong in ({"head.w": torch.zeros(1)}, {"head.bias": torch.zeros(7)}):
         with (tmp_path / "other").open("wb") as file, pytest.raises(BadModel, match="export to the checkpoint that"):
             checkpoints.patch(path, file, wrong)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_values_beyond_the_file_s_type(suffix: str, state: dict, tmp_path: Path) -> None:
+    path = tmp_path / f"w{suffix}"
+    state["head.bias"] = state["head.bias"].half()
+    torch.save(state, path) if suffix == ".pt" else save_file(state, path)
+    refused = pytest.raises(BadModel, match=r"'head\.bias' has new values beyond float16, which the file holds it in; save")
+    with (tmp_path / "copy").open("wb") as file, refused:
+        checkpoints.patch(path, file, {"head.bias": torch.full((5,), 1e5)})
+
+
+def test_tensors_beside_the_state_dict(state: dict, tmp_path: Path) -> None:
+    """As PyTorch's own ImageNet example writes them."""
+    torch.save({"epoch": 3, "state_dict": state, "best_acc1": torch.tensor(71.0)}, tmp_path / "w.pt")
+    network, _ = fit(tmp_path / "w.pt")
+    assert torch.equal(network.head.weight, state["head.weight"])

@@ -54,6 +54,27 @@ def test_texts_of_unequal_length_are_padded_and_cut(pretrained: Pretrained) -> N
     assert batch(build(folder), ["film " * 99])["input_ids"].shape == (1, 32), "what the tokenizer allows"
 
 
+@pytest.mark.parametrize(("architecture", "positions"), [("Bert", 20), ("Roberta", 21), ("DebertaV2", None)])
+@pytest.mark.parametrize("limited", [True, False])
+@pytest.mark.parametrize("max_length", [None, 8, 600])
+def test_texts_are_cut_at_what_tokenizer_and_network_allow(
+    architecture: str, positions: int | None, limited: bool, max_length: int | None, pretrained: Pretrained
+) -> None:
+    """The network: rows in its table of positions, of which RoBERTa's first belongs to the padding; DeBERTa has none."""
+    options = {"position_biased_input": False} if positions is None else {"max_position_embeddings": positions}
+    folder = pretrained(architecture, **options)
+    if not limited:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings.pop("model_max_length")
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    model = build(folder, max_length=max_length)
+    inputs = batch(model, ["film " * 900])
+    limits = [*([32] if limited else []), *([20] if positions else [])]
+    assert inputs["input_ids"].shape[1] == min([*limits, max_length or (32 if limits else 512)])
+    if limits:
+        assert model.network.eval()(**inputs).logits.shape == (1, 2)
+
+
 def test_class_names_come_from_the_configuration(pretrained: Pretrained) -> None:
     named = pretrained("Bert", "named", id2label={0: "NEGATIVE", 1: "POSITIVE"})
     assert build(named).class_names == ["NEGATIVE", "POSITIVE"]
