@@ -1,6 +1,6 @@
 """nsf update."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -60,7 +60,10 @@ def update(
     solver = sections["update"].model_dump()["solver"]
     if idle := _idle(solver, overrides, force=force):
         other = next(each for each in READS if each != solver)
-        settings.console.message(f"{' and '.join(idle)} says nothing to solver {solver}; it is for --solver {other}.")
+        verb, applies = ("has", "it applies") if len(idle) == 1 else ("have", "they apply")
+        settings.console.message(
+            f"{' and '.join(idle)} {verb} no effect with --solver {solver}; {applies} to --solver {other}."
+        )
     base = base_head(head, features, VAL)
     with settings.console.progress() as progress:
         summary = run(
@@ -75,47 +78,59 @@ def update(
             progress=progress,
             **sections["update"].model_dump(),
         )
-    if summary["base_head_kept"]:
-        way_out = "; --force returns the new head all the same" if summary["solver"] == "auto" else ""
-        settings.console.message(f"No repair, the base head is kept: {summary['kept_because']}{way_out}.")
-    if summary["solver"] == "auto":
-        first = summary["verdict_of_identify"]
-        remedy = summary["remedy"]
-        if remedy in WITHOUT_GROUPS:
-            settings.console.message(f"No minority carries a repair, but {_why(summary)}.")
-        elif first is not None and summary["verdict"] != first:
-            settings.console.message(
-                f"`nsf identify` said '{first}'; the completed minority (mirror {_signed(summary['mirror'])}) and "
-                f"cross-validation (balanced accuracy {_signed(summary['better'])}) say '{summary['verdict']}'."
-            )
-        if summary["doubt"] is not None and not force:
-            settings.console.message(
-                f"Doubtful: {summary['doubt']}. No base head is given (--head) to keep; the new head is returned."
-            )
+    for message in _messages(summary, force=force):
+        settings.console.message(message)
+    if solver == "auto":
         new = f"new head from {summary['pseudo_minority']} samples found to be minority"
-        new = "base head kept" if summary["base_head_kept"] else WITHOUT_GROUPS.get(remedy, new)
-        line = f"verdict {summary['verdict']}, {new} -> {out}"
+        new = "base head kept" if summary["base_head_kept"] else WITHOUT_GROUPS.get(summary["remedy"], new)
+        line = f"verdict {summary['verdict']}, {new}"
     else:
         line = f"{summary['rescued']} of {summary['minority']} minority samples rescued, {summary['conforming']} conforming"
-        line = f"{line} -> {out}"
-    settings.console.result(summary, line=line)
+    settings.console.result(summary, line=f"{line} -> {out}")
+
+
+def _messages(summary: Mapping[str, Any], *, force: bool) -> Iterator[str]:
+    """What is worth knowing beside the summary's line."""
+    auto = summary["solver"] == "auto"
+    if summary["base_head_kept"]:
+        way_out = ". Use --force to write the new head anyway" if auto else ""
+        yield f"The base head is kept: {summary['kept_because']}{way_out}."
+    elif summary["small_classes"]:
+        few = ", ".join(f"{name} ({count})" for name, count in summary["small_classes"].items())
+        yield f"Too few validation samples to judge the new head by: {few}. Check these classes before you use it."
+    if not auto:
+        return
+    first = summary["verdict_of_identify"]
+    if summary["remedy"] in WITHOUT_GROUPS:
+        yield f"No minority was found that a repair can rely on, but {_why(summary)}."
+    elif first is not None and summary["verdict"] != first:
+        yield (
+            f"`nsf identify` said '{first}'; the minority as re-estimated (mirror {_signed(summary['mirror'])}) and "
+            f"cross-validation (balanced accuracy {_signed(summary['better'])}) say '{summary['verdict']}'."
+        )
+    if summary["doubt"] is not None and not force:
+        yield (
+            f"Doubtful: {summary['doubt']}. The base head would have been kept, but none is given (--head), so the new head "
+            "is written."
+        )
 
 
 def _why(summary: Mapping[str, Any]) -> str:
     """Why there is a new head, though no pseudo-groups carry one."""
     if summary["neglected_class"] is not None:
         return (
-            f"the base head neglects class {summary['neglected_class']}: with other biases, every class weighing the same, "
-            f"its accuracy on the worst class is {summary['neglected']:.2f} higher"
+            f"the base head neglects class {summary['neglected_class']}. It gets other biases, with which every class "
+            f"weighs the same: its accuracy on the worst class rises by {summary['neglected']:.2f}"
         )
     return (
-        f"the base head is too sure of itself ({summary['errors']:.1f} times the errors that it expects): in the new head "
-        f"every class weighs the same, for {summary['unused']:.2f} nats a sample, out of fold"
+        f"the base head is overconfident ({summary['errors']:.1f} times as many errors as its probabilities predict). The "
+        f"last layer is retrained with every class weighing the same (cross-validated log-likelihood "
+        f"{_signed(summary['unused'])} a sample)"
     )
 
 
 def _idle(solver: str, overrides: Mapping[str, str | None], *, force: bool) -> list[str]:
-    """The options given that say nothing to the solver."""
+    """The options given that have no effect with the solver."""
     given = {name.removeprefix("update__") for name, value in overrides.items() if value is not None}
     idle = sorted(given - {*READS[solver]}) + (["force"] if force and solver != "auto" else [])
     return [params.option_name("update", key, "update") for key in idle]

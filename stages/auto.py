@@ -69,7 +69,8 @@ SELECTION_VALUES = 1 << 27
 LEAST_SELECTION = 20_000
 # A draw has as many samples of each class as an even one divided by this, or all that there are.
 RARE = 4
-# Samples that a class must have for its accuracy to count in *better* and *neglected*.
+# Samples that a class must have for its accuracy to count in *better* and *neglected*, and for heads that no pseudo-groups
+# are behind: below, a handful of samples would be a whole class's say.
 LEAST_OF_CLASS = 20
 # Where no pseudo-groups carry a repair, plain retraining may be one: under the verdict "biased", of a base head that makes
 # so many times the errors that it expects, if LEAST_UNUSED is gained. What it leans on has come apart from the classes.
@@ -190,6 +191,8 @@ def repair(
         with distributed.alone():
             scaling = moments(drawn.features)
             known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=scaling, seed=seed)
+    if _few(drawn.labels, classes):
+        return repaired
     sure = repaired.evidence or Evidence(errors=known.errors, unused=known.unused, classes=classes)
     if repaired.verdict.bias == NOT_BIASED and sure.too_sure(FAR_TOO_SURE, MUCH_UNUSED):
         repaired = replace(repaired, verdict=replace(repaired.verdict, bias=BIASED), evidence=sure)
@@ -239,9 +242,11 @@ def _by_groups(
             return Repaired(*kept, verdict, None, doubt, evidence), known
     new = _for_all(features, labels, found.nearest, drawn, new)
     if doubt is None and not evidence.carries(verdict):
-        doubt = "cross-validation does not carry the repair"
+        doubt = "cross-validation shows no reliable gain"
     elif doubt is None and evidence.split_alone():
-        doubt = "the validation split looks more biased than the model"
+        doubt = "in the validation split an attribute goes with the class, and the model does not seem to use it"
+    elif doubt is None and evidence.given_up:
+        doubt = "the new head is worse at a class that has few validation samples"
     if doubt is not None and kept is not None:
         return Repaired(*kept, verdict, new, doubt, evidence), known
     if drawn.samples > len(drawn.labels):
@@ -274,6 +279,14 @@ def _plainly(
     return replace(repaired, weight=plain.weight, bias=plain.bias, retrained=plain, kept=None, remedy=PLAIN)
 
 
+def _few(labels: "Tensor", classes: int) -> list[int]:
+    """The classes of fewer than LEAST_OF_CLASS samples."""
+    import torch
+
+    few: list[int] = (torch.bincount(labels, minlength=classes) < LEAST_OF_CLASS).nonzero().flatten().tolist()
+    return few
+
+
 def _evened(base: "tuple[Tensor, Tensor]", repaired: Repaired, drawn: "Draw", *, classes: int) -> Repaired:
     """The base head with other biases, where it neglects a class; otherwise `repaired` as it is.
 
@@ -284,8 +297,6 @@ def _evened(base: "tuple[Tensor, Tensor]", repaired: Repaired, drawn: "Draw", *,
     labels = drawn.labels
     with distributed.alone():
         sizes = torch.bincount(labels, minlength=classes)
-        if int(sizes.min()) < LEAST_OF_CLASS:
-            return repaired
         evened = base[0], base[1] + even_biases(logits_of(drawn.features, base), labels, classes)
         was, now = (predict(drawn.features, *head) == labels for head in (base, evened))
     before, after, changed = (_class_means(part, labels, sizes) for part in (was, now, was != now))
@@ -409,6 +420,8 @@ class Evidence:
             too few samples for one.
         errors: those of the base head over those that its probabilities expect; None without a base head.
         unused: nats a sample that plain, class-balanced retraining gains over the base head, out of fold; None without one.
+        given_up: whether the new head has fewer samples right than the base head, out of fold, of a class too small for
+            *better*.
         neglected: what the base head with other biases gains in the accuracy on its worst class; None where the classes on
             average gain nothing, or where that was not looked at.
         classes: C. Of more than two, hard samples pass for a bias more easily: the bounds are others.
@@ -422,6 +435,7 @@ class Evidence:
     errors: float | None = None
     unused: float | None = None
     classes: int = 2
+    given_up: bool = False
     neglected: float | None = None
 
     def plainly_shared(self) -> bool:
@@ -488,25 +502,27 @@ def weigh(
     drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", known: "Calibration | None" = None, *, classes: int
 ) -> Evidence:
     """The evidence for a repair, from the samples that it was made on, and what is known of the base head."""
-    import torch
 
     labels, attributes = drawn.labels, new.attributes
     minority = attributes != labels
     centroids = group_means(drawn.features, labels, classes)
     completed = assess(drawn.features, labels, Identified(centroids, attributes, minority))
     recovered = gained = better = errors = unused = None
+    given_up = False
     if bool(minority.any()) and not bool(minority.all()):
         recovered = float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
     if base is not None:
         groups = labels * classes + attributes
         before = predict(drawn.features, *base) == labels
         gained = worst_quarter(new.right, groups) - worst_quarter(before, groups)
-        if int(torch.bincount(labels, minlength=classes).min()) >= LEAST_OF_CLASS:
+        if few := _few(labels, classes):
+            given_up = any(int(new.right[labels == index].sum()) < int(before[labels == index].sum()) for index in few)
+        else:
             weights = balanced(labels, classes).double()
             better = float(weights[new.right].sum() - weights[before].sum())
     if known is not None:
         errors, unused = known.errors, known.unused
-    return Evidence(completed.mirror, recovered, gained, new.shared, better, errors, unused, classes)
+    return Evidence(completed.mirror, recovered, gained, new.shared, better, errors, unused, classes, given_up)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stages import artifacts, distributed
 from stages.adam import Adam
-from stages.artifacts import Metadata
-from stages.auto import PLAIN, Repaired, repair
+from stages.artifacts import Artifact, Metadata
+from stages.auto import LEAST_OF_CLASS, PLAIN, Evidence, repair
 from stages.errors import BadValues
 from stages.identify import Identified
 from stages.lineage import agree, check_labels, check_lineage, check_model
@@ -17,7 +17,7 @@ from stages.passes import best
 from stages.runtime import Progress, begin, reproducible, silent
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
     from stages.rows import Features
 
@@ -152,13 +152,118 @@ def unfold(weight: "Tensor", bias: "Tensor", scale: "Tensor", shift: "Tensor") -
     return on_map.to(torch.float32), on_map_bias.to(torch.float32)
 
 
-def _evidence(repaired: Repaired) -> dict[str, float | None]:
-    """What speaks for the repair, rounded for the summary."""
-    found = {
-        name: getattr(repaired.evidence, name, None)
-        for name in ("recovered", "gained", "shared", "better", "errors", "unused", "neglected")
+@dataclass(frozen=True)
+class _Given:
+    """What the stage reads, checked, and what it has selected.
+
+    Attributes:
+        features, found, neutral, learned, base: the artifacts; no base head where None.
+        classes: C.
+        device: where to compute.
+        rescued, conforming: (n,) bool, see `select`.
+    """
+
+    features: Artifact
+    found: Artifact
+    neutral: Artifact
+    learned: Artifact
+    base: Artifact | None
+    classes: int
+    device: "device"
+    rescued: "Tensor"
+    conforming: "Tensor"
+
+    @property
+    def labels(self) -> "Tensor":
+        return self.features.own("labels").to(self.device)
+
+    @property
+    def base_head(self) -> "tuple[Tensor, Tensor] | None":
+        return self.base.head(self.device) if self.base is not None else None
+
+    @property
+    def map(self) -> "tuple[Tensor, Tensor]":
+        """Scale and shift of T."""
+        return self.learned["scale"].to(self.device), self.learned["shift"].to(self.device)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a solver makes of it.
+
+    Attributes:
+        head: the new head, or the base one.
+        kept: why it is the base one, in words; None where it is not.
+        attributes: pseudo-attributes (n,), where groups are behind the head.
+        parameters, summary: of this solver alone, for metadata and for the command.
+    """
+
+    head: Updated
+    kept: str | None
+    attributes: "Tensor | None"
+    parameters: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def _by_auto(
+    given: _Given, *, regularization: float | Literal["auto"], force: bool, seed: int, progress: Progress
+) -> _Outcome:
+    target, labels = given.device, given.labels
+    closest, minority = (given.found.own(name).to(target) for name in ("nearest", "minority"))
+    repaired = repair(
+        given.features.rows.to(target), labels, given.base_head,
+        found=Identified(given.found["centroids"].to(target), closest, minority), classes=given.classes,
+        regularization=None if regularization == "auto" else regularization,
+        force=force, seed=seed, progress=progress,
+    )  # fmt: skip
+    again = repaired.retrained
+    attributes = again.attributes if again is not None and repaired.remedy != PLAIN else None
+    names = given.features.class_names(given.classes)
+    summary = {
+        "doubt": repaired.doubt,
+        "verdict": repaired.verdict.bias,
+        "verdict_of_identify": given.found.metadata.notes.get("verdict"),
+        "mirror": repaired.verdict.mirror,
+        **_numbers(repaired.evidence or Evidence()),
+        "remedy": repaired.remedy,
+        "neglected_class": None if repaired.neglected is None else names[repaired.neglected],
+        "pseudo_minority": None if attributes is None else distributed.count(int((attributes != labels).sum())),
+        "penalty": again.penalty if again is not None else None,
     }
-    return {name: None if value is None else round(value, 6) for name, value in found.items()}
+    new = Updated(*unfold(repaired.weight, repaired.bias, *given.map), repaired.weight, repaired.bias)
+    return _Outcome(new, repaired.kept, attributes, {"regularization": regularization, "force": force}, summary)
+
+
+def _numbers(evidence: Evidence) -> dict[str, float | None]:
+    """What speaks for a repair, rounded for the summary."""
+    measures = {
+        "recovered": evidence.recovered,
+        "gained": evidence.gained,
+        "shared": evidence.shared,
+        "better": evidence.better,
+        "errors": evidence.errors,
+        "unused": evidence.unused,
+        "neglected": evidence.neglected,
+    }
+    return {name: None if value is None else round(value, 6) for name, value in measures.items()}
+
+
+def _by_published(given: _Given, *, steps: int, learning_rate: float, seed: int, progress: Progress) -> _Outcome:
+    rescued, conforming = (distributed.count(int(kind.sum())) for kind in (given.rescued, given.conforming))
+    parameters = {"steps": steps, "learning_rate": learning_rate}
+    if rescued and conforming:
+        new = update(
+            given.features.rows.to(given.device), given.labels, given.rescued, given.conforming, *given.map,
+            classes=given.classes, steps=steps, learning_rate=learning_rate, seed=seed, progress=progress,
+        )  # fmt: skip
+        return _Outcome(new, None, None, parameters, {})
+    found = f"{rescued} samples are rescued and {conforming} conforming, so there is nothing to"
+    if given.base_head is None:
+        raise BadValues(
+            f"{found} train a new head on", where=given.features.path, do="give the base head (--head) to keep it"
+        )
+    new = Updated(*unfold(*given.base_head, *given.map), *given.base_head)
+    return _Outcome(new, f"{found} learn from", None, parameters, {})
 
 
 def run(
@@ -191,11 +296,11 @@ def run(
         force: return the new head of solver "auto" whatever speaks against it.
 
     Returns:
-        A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`; of solver "auto"
-        `doubt` (why the base head would have been kept, where it is not), `verdict`, `verdict_of_identify`, `mirror` (of
-        that verdict), the other numbers of `stages.auto.Evidence`, `remedy` (what the head came of, see
-        `stages.auto.Repaired`), `neglected_class` (where that is why), `pseudo_minority` and `penalty` too, None where they
-        were not needed.
+        A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`, `small_classes`
+        ({name: samples} of those under `auto.LEAST_OF_CLASS`); of solver "auto" `doubt` (why the base head would have been
+        kept, where it is not), `verdict`, `verdict_of_identify`, `mirror` (of that verdict), the other numbers of
+        `stages.auto.Evidence`, `remedy` (what the head came of, see `stages.auto.Repaired`), `neglected_class` (where that
+        is why), `pseudo_minority` and `penalty` too, None where they were not needed.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;
@@ -215,82 +320,44 @@ def run(
     check_lineage(neutral, features=data, identify=found)
     check_lineage(learned, features=data, neutralize=neutral)
     check_labels(data, classes, source=base or found)
-    parameters: dict[str, Any] = {"solver": solver, "seed": seed}
-    extra: dict[str, Any] = {}
+    names = data.class_names(classes)
     with outputs(features, identify, neutralize, eliminate, head) as files, reproducible(seed):
         files.check(out)
-        x, labels = data.rows.to(target), data.own("labels").to(target)
-        minority = found.own("minority").to(target)
-        scale, shift = learned["scale"].to(target), learned["shift"].to(target)
-        rescued, conforming = select(x, labels, minority, neutral["centers"].to(target), scale, shift)
-        rescued_in_all, conforming_in_all = (distributed.count(int(kind.sum())) for kind in (rescued, conforming))
-        base_head = base.head(target) if base is not None else None
-        attributes: Tensor | None = None
-        because: str | None = None
+        rescued, conforming = select(
+            data.rows.to(target), data.own("labels").to(target), found.own("minority").to(target),
+            neutral["centers"].to(target), learned["scale"].to(target), learned["shift"].to(target),
+        )  # fmt: skip
+        given = _Given(data, found, neutral, learned, base, classes, target, rescued, conforming)
         if solver == "auto":
-            parameters |= {"regularization": regularization, "force": force}
-            repaired = repair(
-                x, labels, base_head,
-                found=Identified(found["centroids"].to(target), found.own("nearest").to(target), minority),
-                classes=classes, regularization=None if regularization == "auto" else regularization,
-                force=force, seed=seed, progress=progress,
-            )  # fmt: skip
-            because, again = repaired.kept, repaired.retrained
-            attributes = again.attributes if again is not None and repaired.remedy != PLAIN else None
-            new = Updated(*unfold(repaired.weight, repaired.bias, scale, shift), repaired.weight, repaired.bias)
-            extra = {
-                "doubt": repaired.doubt,
-                "verdict": repaired.verdict.bias,
-                "verdict_of_identify": found.metadata.notes.get("verdict"),
-                "mirror": repaired.verdict.mirror,
-                **_evidence(repaired),
-                "remedy": repaired.remedy,
-                "neglected_class": None if repaired.neglected is None else data.class_names(classes)[repaired.neglected],
-                "pseudo_minority": None if attributes is None else distributed.count(int((attributes != labels).sum())),
-                "penalty": again.penalty if again is not None else None,
-            }
+            done = _by_auto(given, regularization=regularization, force=force, seed=seed, progress=progress)
         else:
-            parameters |= {"steps": steps, "learning_rate": learning_rate}
-            if rescued_in_all and conforming_in_all:
-                new = update(
-                    x, labels, rescued, conforming, scale, shift,
-                    classes=classes, steps=steps, learning_rate=learning_rate, seed=seed, progress=progress,
-                )  # fmt: skip
-            elif base_head is not None:
-                because = (
-                    f"{rescued_in_all} samples are rescued and {conforming_in_all} conforming, so there is nothing "
-                    "to learn from"
-                )
-                new = Updated(*unfold(*base_head, scale, shift), *base_head)
-            else:
-                raise BadValues(
-                    f"{rescued_in_all} samples are rescued and {conforming_in_all} conforming, so there is nothing "
-                    "to train a new head on",
-                    where=features,
-                    do="give the base head (--head) to keep it",
-                )
+            done = _by_published(given, steps=steps, learning_rate=learning_rate, seed=seed, progress=progress)
         remedy = "lower update.learning_rate" if solver == "published" else "scale the features down"
-        check_computed(out, vars(new), do=remedy)
+        check_computed(out, vars(done.head), do=remedy)
         inputs = {"features": data, "identify": found, "neutralize": neutral, "eliminate": learned, "head": base}
         metadata = Metadata(
-            parameters=parameters,
+            parameters={"solver": solver, "seed": seed, **done.parameters},
             inputs={name: artifact.fingerprint for name, artifact in inputs.items() if artifact is not None},
-            class_names=data.class_names(classes),
+            class_names=names,
             notes={
-                "base_head_kept": str(because is not None).lower(),
-                "kept_because": because or "",
-                "remedy": extra.get("remedy") or "",
+                "base_head_kept": str(done.kept is not None).lower(),
+                "kept_because": done.kept or "",
+                "remedy": done.summary.get("remedy") or "",
             },
         )
-        tensors = {"rescued": rescued, "conforming": conforming, "pseudo_attributes": attributes, **vars(new)}
+        tensors = {
+            "rescued": rescued, "conforming": conforming, "pseudo_attributes": done.attributes, **vars(done.head)
+        }  # fmt: skip
         files.artifact("update", out, tensors, metadata)
-    return {
-        "out": str(out),
-        "solver": solver,
-        "minority": int(found["minority"].sum()),
-        "rescued": rescued_in_all,
-        "conforming": conforming_in_all,
-        "base_head_kept": because is not None,
-        "kept_because": because,
-        **extra,
-    }
+        counts = data["labels"].bincount(minlength=classes).tolist()
+        return {
+            "out": str(out),
+            "solver": solver,
+            "minority": int(found["minority"].sum()),
+            "rescued": distributed.count(int(rescued.sum())),
+            "conforming": distributed.count(int(conforming.sum())),
+            "base_head_kept": done.kept is not None,
+            "kept_because": done.kept,
+            "small_classes": {name: count for name, count in zip(names, counts, strict=True) if count < LEAST_OF_CLASS},
+            **done.summary,
+        }

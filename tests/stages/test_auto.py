@@ -17,6 +17,7 @@ from stages.attributes import EVENNESSES, SEEDS
 from stages.auto import (
     EVENED,
     GROUPS,
+    LEAST_OF_CLASS,
     PENALTIES,
     PLAIN,
     WEAKER,
@@ -148,6 +149,37 @@ def test_a_second_look_at_what_identify_is_not_sure_of(off: float, first: str, l
         assert worst_group((done.weight, done.bias)) > worst_group(base) + 0.3
 
 
+def with_few_of_the_last_class(few: int) -> tuple[torch.Tensor, torch.Tensor]:
+    features, labels, _ = spurious(1500, classes=3)
+    kept = labels < 2
+    kept[(labels == 2).nonzero().flatten()[:few]] = True
+    return features[kept], labels[kept]
+
+
+def test_a_class_of_a_handful_is_not_given_up() -> None:
+    """A head fitted to three of its samples gets two of three of them wrong."""
+    features, labels = with_few_of_the_last_class(3)
+    base = biased_head(3)
+    kept, forced = (repair(features, labels, base, force=force) for force in (False, True))
+    assert kept.verdict.bias == BIASED and kept.evidence is not None and kept.evidence.given_up
+    assert kept.kept == forced.doubt == "the new head is worse at a class that has few validation samples"
+    test, truth, _ = spurious(3000, classes=3, bias=1 / 3, seed=9)
+    lost = float((predict(test, forced.weight, forced.bias) == truth)[truth == 2].double().mean())
+    assert lost < float((predict(test, *base) == truth)[truth == 2].double().mean()) - 0.05
+    done = repair(*with_few_of_the_last_class(30), base)
+    assert done.kept is None and done.evidence is not None and not done.evidence.given_up
+
+
+def test_a_handful_makes_no_head_too_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every class weighs the same, three samples would be half of what is measured."""
+    monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+    features, labels, base = too_sure()
+    assert repair(features, labels, base).remedy == PLAIN
+    kept = labels == 0
+    kept[(labels == 1).nonzero().flatten()[: LEAST_OF_CLASS - 1]] = True
+    assert repair(features[kept], labels[kept], base).kept is not None
+
+
 def test_against_not_biased_the_mirror_alone_speaks() -> None:
     shared, mirrored = Evidence(-0.4, 0.6, 0.2, 5.0, 0.2), Evidence(-0.7, 0.6, 0.2, -1.0, 0.0)
     unsure, not_biased = Verdict(CANNOT_TELL, -0.25, []), Verdict(NOT_BIASED, -0.15, [])
@@ -255,7 +287,11 @@ def test_an_unbiased_model_is_kept_where_the_split_alone_is_biased(bias: float) 
     base = fitted(features, labels, 1e-4)
     features, labels, _ = soft(2000, bias=bias, seed=2)
     kept, forced = (repair(features, labels, base, force=force) for force in (False, True))
-    assert kept.kept == forced.doubt == "the validation split looks more biased than the model"
+    assert (
+        kept.kept
+        == forced.doubt
+        == "in the validation split an attribute goes with the class, and the model does not seem to use it"
+    )
     assert kept.evidence is not None and kept.evidence.carries(kept.verdict) and kept.verdict.bias == BIASED
     assert 0.8 < kept.evidence.errors < 1.2 and torch.equal(kept.weight, base[0])  # type: ignore[operator]
     features, labels, attributes = soft(4000, bias=0.5, seed=3)
@@ -827,7 +863,7 @@ def test_a_second_look_is_told(nsf: Callable[..., Done]) -> None:
     assert (done.json["verdict_of_identify"], done.json["verdict"]) == (CANNOT_TELL, BIASED)
     mirror, better = (f"{done.json[key]:+.2f}" for key in ("mirror", "better"))
     assert done.stderr == (
-        f"`nsf identify` said 'cannot tell'; the completed minority (mirror {mirror}) and cross-validation (balanced "
+        f"`nsf identify` said 'cannot tell'; the minority as re-estimated (mirror {mirror}) and cross-validation (balanced "
         f"accuracy {better}) say 'biased'.\n"
     )
 
@@ -838,8 +874,8 @@ def test_a_neglected_class_is_told(nsf: Callable[..., Done]) -> None:
     done, made = _updated(nsf, features, labels, weight, bias)
     assert (done["neglected_class"], done["verdict"], done["remedy"]) == ("1", BIASED, EVENED)
     assert done["stderr"] == (
-        "No minority carries a repair, but the base head neglects class 1: with other biases, every class weighing the "
-        f"same, its accuracy on the worst class is {done['neglected']:.2f} higher.\n"
+        "No minority was found that a repair can rely on, but the base head neglects class 1. It gets other biases, with "
+        f"which every class weighs the same: its accuracy on the worst class rises by {done['neglected']:.2f}.\n"
     )
     assert nsf("update").stdout.startswith("verdict biased, base head with other biases -> ")
     assert torch.equal(made["folded_weight"], weight) and not torch.equal(made["folded_bias"], bias)
@@ -853,8 +889,9 @@ def test_a_head_that_is_too_sure_is_told(nsf: Callable[..., Done], monkeypatch: 
     done, made = _updated(nsf, features, labels, weight, bias)
     assert (done["neglected_class"], done["verdict"], done["remedy"]) == (None, BIASED, PLAIN)
     assert done["stderr"] == (
-        f"No minority carries a repair, but the base head is too sure of itself ({done['errors']:.1f} times the errors that "
-        f"it expects): in the new head every class weighs the same, for {done['unused']:.2f} nats a sample, out of fold.\n"
+        f"No minority was found that a repair can rely on, but the base head is overconfident ({done['errors']:.1f} times "
+        "as many errors as its probabilities predict). The last layer is retrained with every class weighing the same "
+        f"(cross-validated log-likelihood {done['unused']:+.2f} a sample).\n"
     )
     assert nsf("update").stdout.startswith("verdict biased, new head, every class weighing the same -> ")
     assert not torch.equal(made["folded_weight"], weight) and done["penalty"] in PENALTIES

@@ -491,7 +491,7 @@ def test_the_base_head_is_kept_where_no_sample_is_rescued(
     save_file(head, "artifacts/head.safetensors")
     chain(nsf, *STAGES[:-2])
     done = nsf("update", "--json", "--solver", "published")
-    assert done.code == 0 and "the base head is kept" in done.stderr and "0 samples are rescued" in done.stderr
+    assert done.code == 0 and "The base head is kept" in done.stderr and "0 samples are rescued" in done.stderr
     assert (done.json["base_head_kept"], done.json["rescued"], done.json["conforming"]) == (True, 0, 200)
     kept, learned = (read(stage, Path(f"artifacts/{stage}.safetensors")) for stage in ("update", "eliminate"))
     assert torch.equal(kept["folded_weight"], head["weight"]) and torch.equal(kept["folded_bias"], head["bias"])
