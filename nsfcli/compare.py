@@ -75,6 +75,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             if setting:
                 chosen.row(name, setting, count)
     console.result(dict(result), *([accuracies, chosen] if chosen.rows else [accuracies]))
+    for note in result.get("notes", []):
+        console.message(note)
     for method, why in result["left_out"].items():
         console.message(f"Left out: {method} {why}.")
     if not grouped:

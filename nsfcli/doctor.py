@@ -48,6 +48,12 @@ def _tables(found: dict[str, Any]) -> list[Table]:
 
 def _lines(found: dict[str, Any]) -> str:
     lines = [f"data: {found['kind']}s of {len(found['class_names'])} classes ({', '.join(found['class_names'][:10])})"]
+    empty = [name for name in found["class_names"] if not found["splits"]["val"]["classes"].get(name)]
+    if empty:
+        lines.append(
+            f"  the val split has no sample of class {', '.join(empty[:10])}, and `nsf identify` needs every class: "
+            "give some, or number the classes 0, 1, 2, ... without gaps"
+        )
     lines += [f"  no {name} split: {counts['error']}" for name, counts in found["splits"].items() if "error" in counts]
     model = found["model"]
     if model is None:

@@ -8,6 +8,9 @@ from nsfcli.command import METRICS, MetricsOption, Settings
 from nsfcli.console import Console, Table
 from stages.metrics import read_metrics
 
+# Of more groups than these, the worst are shown.
+MOST_ROWS = 50
+
 
 def metrics(ctx: typer.Context, metrics: MetricsOption = METRICS) -> None:
     """Show the table of metrics/evaluate.json: ERM beside NSF, each group."""
@@ -30,8 +33,14 @@ def show(result: dict[str, Any], console: Console) -> None:
         # By the training groups' shares: what papers report for Waterbirds.
         row("adjusted mean", None, base and base["adjusted_mean_accuracy"], new["adjusted_mean_accuracy"])
     parts = "groups" if new["groups"] else "classes"
-    for name, accuracy in new[parts].items():
-        row(name, result["samples"][name], base and base[parts][name], accuracy)
+    # As they come, where there are few; otherwise the worst, which are what the table is looked at for.
+    shown = list(new[parts]) if len(new[parts]) <= MOST_ROWS else sorted(new[parts], key=new[parts].get)[:MOST_ROWS]
+    for name in shown:
+        row(name, result["samples"][name], base and base[parts][name], new[parts][name])
     console.result(result, table)
+    if len(shown) < len(new[parts]):
+        console.message(f"The {len(shown)} worst of {len(new[parts])} {parts}; --json has all of them.")
+    for note in result.get("notes", []):
+        console.message(note)
     if not new["groups"]:
         console.message("The test split has no attributes: accuracies are by class, and there is no worst group.")

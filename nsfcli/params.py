@@ -254,7 +254,9 @@ class NeutralizeSection(Section):
 class EliminateSection(Section):
     """The map T that pulls samples to their centers."""
 
-    steps: Auto | Size = Field("auto", description="Full-batch AdamW steps; auto ends where the loss has settled.")
+    steps: Auto | Size = Field(
+        "auto", description="Full-batch AdamW steps; auto ends where ten lower the loss by under 1 %."
+    )
     learning_rate: Rate = Field(0.001, description="AdamW's.")
 
 

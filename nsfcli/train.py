@@ -35,6 +35,11 @@ def train(
             progress=progress,
             **sections["train"].model_dump(),
         )
+    if summary["empty_classes"]:
+        names = ", ".join(summary["empty_classes"][:10])
+        settings.console.message(
+            f"The train split has no sample of class {names}: number the classes 0, 1, 2, ... without gaps."
+        )
     if summary["skipped"]:
         settings.console.message(f"Skipped {summary['skipped']} samples that cannot be read.")
     settings.console.result(

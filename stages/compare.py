@@ -313,6 +313,8 @@ def run(
             seeds=seeds,
             progress=progress,
         )
+        if data.fingerprint == held_out.fingerprint:
+            result["notes"] = [metrics.FITTED_ON]
         files.text(out, json.dumps(result, indent=2) + "\n")
         if csv_out is not None:
             files.table(csv_out, _table(result))

@@ -66,7 +66,7 @@ def eliminate(
         features: (n, d).
         labels: (n,) int64 in [0, C).
         centers: (C, d) float32, from `neutralize`.
-        steps: how many steps, at least 1; "auto" ends where the loss has settled.
+        steps: how many steps, at least 1; "auto" ends where LOOK_BACK of them lower the loss by less than SETTLED.
         learning_rate: AdamW's.
     """
     import torch

@@ -35,7 +35,8 @@ def run(
 
     Returns:
         What `metrics_out` holds: {"base": report or None, "nsf": report, "samples": {group or class: count},
-        "update": [its fingerprint]}, the reports as `stages.metrics.report` gives them.
+        "update": [its fingerprint]}, the reports as `stages.metrics.report` gives them; and, where the numbers need them,
+        "notes" in words.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit; nothing is written.
@@ -68,6 +69,8 @@ def run(
             # What was measured, for export to check; in a list, which DVC does not take for a metric.
             "update": [new.fingerprint],
         }
+        if notes := _notes(data, new, names):
+            result["notes"] = notes
         inputs = {"features": data, "update": new, "head": base}
         metadata = Metadata(
             inputs={name: artifact.fingerprint for name, artifact in inputs.items() if artifact is not None},
@@ -83,6 +86,17 @@ def run(
         if groups_out is not None:
             files.table(groups_out, _groups_table(result))
     return result
+
+
+def _notes(features: artifacts.Artifact, update: artifacts.Artifact, names: Sequence[str]) -> list[str]:
+    """What the numbers must not be read without."""
+    notes = []
+    if update.metadata.inputs.get("features") == features.fingerprint:
+        notes.append(metrics.FITTED_ON)
+    missing = [name for index, name in enumerate(names) if not bool((features["labels"] == index).any())]
+    if missing:
+        notes.append(f"There is no test sample of class {', '.join(missing[:10])}, and the accuracies say nothing of it.")
+    return notes
 
 
 def _train_groups(features: artifacts.Artifact) -> dict[str, int] | None:

@@ -27,9 +27,11 @@ def read_metrics(path: Path) -> dict[str, Any]:
         raise MissingFile("there is no such file", where=path, do="`nsf evaluate` makes it") from error
     except (OSError, ValueError, RecursionError) as error:
         raise WrongArtifact("cannot be read as JSON", where=path, do="`nsf evaluate` makes it") from error
-    if not isinstance(found, dict) or not isinstance(found.get("samples"), dict) or not _has_reports(found):
+    kinds = {"samples": dict, "notes": list}
+    typed = isinstance(found, dict) and all(isinstance(found.get(key, kind()), kind) for key, kind in kinds.items())
+    if not typed or "samples" not in found or not _has_reports(found):
         raise WrongArtifact("holds no metrics of `nsf evaluate`", where=path, do="`nsf evaluate` makes it")
-    return found
+    return dict(found)
 
 
 def _has_reports(found: Mapping[str, Any]) -> bool:
@@ -80,6 +82,10 @@ def report(
         "classes": {name: _mean(correct[chosen]) for name, chosen in classes.items()},
         "groups": by_group,
     }
+
+
+# Of accuracies on the very samples that a head was fitted to.
+FITTED_ON = "These are the samples that the head was fitted on: its accuracy on others is what counts."
 
 
 def members(

@@ -117,7 +117,7 @@ def run(
         parameters: `train`'s own.
 
     Returns:
-        A summary: `out`, `samples`, `classes`, `train_accuracy`, `skipped`.
+        A summary: `out`, `samples`, `classes`, `empty_classes` (those without a sample), `train_accuracy`, `skipped`.
 
     Raises:
         UserError: data or model cannot be used; nothing is written.
@@ -142,6 +142,7 @@ def run(
         "out": str(out),
         "samples": len(split) - left_out,
         "classes": list(split.class_names),
+        "empty_classes": [name for index, name in enumerate(split.class_names) if not (split.labels == index).any()],
         "train_accuracy": round(accuracy, 6),
         "skipped": left_out,
     }

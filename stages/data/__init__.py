@@ -129,7 +129,7 @@ def number(values: Sequence[str], *, where: str | Path | None = None) -> tuple[n
     """Number the distinct values of a column: (n,) int64 and a name per number.
 
     Whole numbers from 0 stand for themselves, so that they fit a head trained elsewhere (as 2.0, too, which pandas makes of
-    a column with gaps); other values are sorted. An empty value is unknown, -1.
+    a column with gaps); other values, those with leading zeros among them, are sorted. An empty value is unknown, -1.
 
     Raises:
         BadData: a whole number above HIGHEST, told of the file `where`.
@@ -137,7 +137,7 @@ def number(values: Sequence[str], *, where: str | Path | None = None) -> tuple[n
     known = sorted({value for value in values if value != ""})
     if any("." in value for value in known) and all(WHOLE.fullmatch(value) for value in known):
         return number([value.partition(".")[0] for value in values], where=where)
-    if all(value.isdecimal() for value in known):
+    if all(value.isdecimal() and value == str(int(value)) for value in known):
         highest = max((int(value) for value in known), default=-1)
         if highest > HIGHEST:
             raise BadData(f"a class or attribute is {highest}, and numbers are allowed up to {HIGHEST}", where=where,

@@ -373,6 +373,19 @@ def test_an_unknown_preset_is_wrong_usage(nsf: Nsf) -> None:
     assert done.code == 2 and "waterbirds" in done.stderr
 
 
+def test_classes_that_are_numbered_from_1(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    """Told before the work, for `nsf identify` needs a sample of every class."""
+    rows = [f"photos/{split}/{name}/00.png,{number},{split}" for split in ("train", "val", "test")
+            for number, name in ((1, "cold"), (2, "warm"))]  # fmt: skip
+    (tmp_path / "all.csv").write_text("\n".join(["path,label,split", *rows]))
+    (tmp_path / "params.yaml").write_text(
+        "data: {format: csv, file: all.csv}\nmodel: {architecture: resnet18, image_size: 32}\ntrain: {epochs: 1}\n"
+    )
+    assert "the val split has no sample of class 0, and `nsf identify` needs every class" in nsf("doctor").stdout
+    done = nsf("train")
+    assert done.code == 0 and "The train split has no sample of class 0: number the classes 0, 1, 2" in done.stderr
+
+
 def test_doctor_before_and_after_training(photos: Path, nsf: Nsf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "params.yaml").write_text(
         "data: {format: folder, root: photos}\nmodel: {architecture: resnet18, image_size: 32}\ntrain: {epochs: 4}\n"

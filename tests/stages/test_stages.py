@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from stages import passes
+from stages import metrics, passes
 from stages import update as update_module
 from stages.artifacts import read
 from stages.eliminate import _settled, eliminate, transform
@@ -443,6 +443,29 @@ def test_evaluate_without_attributes(nsf: Callable[..., Done], own_features: Cal
     expected = ["group,samples,base,nsf", *(f"{name},100,,{accuracy}" for name, accuracy in scored["classes"].items())]
     assert Path("groups.csv").read_text().splitlines() == expected
     assert "no attributes" in done.stderr and "no attributes" in nsf("metrics").stderr
+
+
+@pytest.mark.usefixtures("own_splits")
+def test_what_the_accuracies_must_not_be_read_without(nsf: Callable[..., Done], own_features: Callable[..., Path]) -> None:
+    """Scored on the samples that were fitted on, or without a class."""
+    own_features("artifacts/features/test", **planted(seed=1))
+    assert "notes" not in chain(nsf, *STAGES)["evaluate"]
+    fitted = nsf("evaluate", "--features", "artifacts/features/val.safetensors")
+    assert "the samples that the head was fitted on" in fitted.stderr
+    assert fitted.stderr == nsf("metrics").stderr and nsf("metrics", "--json").json["notes"] == [metrics.FITTED_ON]
+    test = planted(seed=1)
+    own_features("artifacts/features/test", **{name: tensor[test["labels"] == 1] for name, tensor in test.items()})
+    assert "There is no test sample of class 0, and" in nsf("evaluate").stderr
+
+
+@pytest.mark.usefixtures("own_splits")
+def test_of_many_groups_the_worst_are_shown(nsf: Callable[..., Done], own_features: Callable[..., Path]) -> None:
+    own_features("artifacts/features/test", attributes=torch.arange(200) // 2)
+    scored = chain(nsf, *STAGES)["evaluate"]
+    assert len(scored["samples"]) == 200
+    shown = nsf("metrics")
+    assert shown.stderr.startswith("The 50 worst of 200 groups; --json has all of them.\n")
+    assert scored["nsf"]["worst_group"] in shown.stdout and len(shown.stdout.splitlines()) < 60
 
 
 @pytest.mark.usefixtures("own_splits")

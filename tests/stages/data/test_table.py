@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 import pytest
 
-from stages.data import open_split
+from stages.data import number, open_split
 from stages.errors import BadData
 from tests.stages.data.conftest import paint
 
@@ -41,6 +41,14 @@ def test_words_as_labels_and_unknown_attributes(table: Table) -> None:
     val = open_split("val", format="csv", file=str(path), attribute_column="scene")
     assert val.class_names == ["cat", "dog", "wolf"] and val.labels.tolist() == [1, 2]
     assert val.attribute_names == ["grass", "snow"] and val.attributes.tolist() == [-1, 0]
+
+
+def test_numbers_with_leading_zeros_are_names() -> None:
+    """ "01" and "1" are two classes, and "01" and "02" are not the second and third of three."""
+    numbers, names = number(["1", "01", "1"])
+    assert (numbers.tolist(), names) == ([1, 0, 1], ["01", "1"])
+    assert number(["02", "01"])[1] == ["01", "02"]
+    assert number(["2", "1"])[1] == ["0", "1", "2"]
 
 
 def test_whole_numbers_that_pandas_wrote_as_fractions(table: Table) -> None:
@@ -136,8 +144,8 @@ def test_a_missing_image_is_named_when_it_is_loaded_and_a_wrong_root_at_once(tab
     val = open_split("val", format="csv", file=str(path))
     with pytest.raises(BadData, match=r"7\.png: there is no such image"):
         val.load(7)
-    for number in range(100):
-        (path.parent / f"{number}.png").unlink(missing_ok=True)
+    for each in range(100):
+        (path.parent / f"{each}.png").unlink(missing_ok=True)
     with pytest.raises(BadData, match=r"line 2 names the image .*0\.png"):
         open_split("val", format="csv", file=str(path))
 
