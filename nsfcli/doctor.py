@@ -66,6 +66,8 @@ def _lines(found: dict[str, Any]) -> str:
         if model["classes_matched_by"] == "number":
             lines.append("  the data's classes have other names, and are matched by number, in the order above")
         lines.append(f"right on {model['accuracy']:.0%} of {model['tried']} validation samples")
+        if model["unreadable"]:
+            lines.append(f"  {model['unreadable']} more cannot be read, the first: {model['first_unreadable']}")
         if model["accuracy"] <= 1 / model["classes"]:
             lines.append("  no better than chance: check the order of the classes, the weights and model.image_size")
         if not model["bias"]:

@@ -23,8 +23,12 @@ def predict(
         ),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text to predict; may be given several times.")] = None,
-    text_column: Annotated[str, typer.Option(help="Column with the text, of a table.")] = "text",
-    second_text_column: Annotated[str | None, typer.Option(help="Column with the second text, for pairs.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column with the text, of a table; default: data.text_column, or text.")
+    ] = None,
+    second_text_column: Annotated[
+        str | None, typer.Option(help="Column with the second text, for pairs; default: data.second_text_column.")
+    ] = None,
     model: ModelOption = MODEL,
     update: UpdateOption = UPDATE,
     out: Annotated[
@@ -41,6 +45,8 @@ def predict(
 
     settings: Settings = ctx.obj
     sections = params.load("predict", overrides, settings.params)
+    # New samples are laid out as those that the model was made for, unless it is said otherwise.
+    data = sections.get("data")
     with settings.console.progress() as progress:
         result = run(
             paths=paths or [],
@@ -49,8 +55,8 @@ def predict(
             own_model=sections["model"].model_dump(),
             update=update,
             out=out,
-            text_column=text_column,
-            second_text_column=second_text_column,
+            text_column=text_column or getattr(data, "text_column", None) or "text",
+            second_text_column=second_text_column or getattr(data, "second_text_column", None),
             batch_size=batch_size,
             device=settings.device,
             progress=progress,

@@ -6,6 +6,8 @@ function here gives back what it is given. gloo carries CPU tensors, nccl CUDA's
 
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 # machine that vanishes from the network is waited for as long as this. Shares may take their time: in a resumed extract one
 # process may have nothing left to do and another all of it.
 TIMEOUT = timedelta(hours=2)
+
+# How long it waits for the others to come at first: those of a machine whose start takes long, too.
+JOINING = timedelta(minutes=10)
 
 # What gloo, nccl and the store say where a connection broke or was not to be had.
 BROKEN = re.compile(r"gloo|nccl|connect|socket|peer|time[d ]*out|network|address", re.IGNORECASE)
@@ -93,6 +98,7 @@ def start(device: Any) -> None:
         WorkerLost: they cannot be reached.
     """
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     if size() == 1 or dist.is_initialized():
         return
@@ -104,8 +110,22 @@ def start(device: Any) -> None:
             where="WORLD_SIZE",
             do="start the processes with torchrun, or unset it",
         )
-    with _lost():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    with _lost(), _ended_at_once():
+        store, number, others = next(rendezvous("env://", rank(), size(), timeout=JOINING))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=others, timeout=TIMEOUT)
+
+
+@contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """For the time of a block, signals end the process themselves: Python's handlers wait for C++, which waits for long."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def summed(tensor: "Tensor") -> "Tensor":

@@ -43,6 +43,7 @@ def run(
         `splits`: for each split its `counts()`, or `error` in words; `kind`, `class_names`; `device`, `precision`;
         `model`: None where there is no trained one yet, otherwise `name`, `head`, `width` (d), `classes`, `class_names`,
         `classes_matched_by` (as `extract`'s), `bias` (whether the head has one), `accuracy` on the samples tried, `tried`,
+        `unreadable` and `first_unreadable` (of those picked, in words),
         `samples_per_second` and `seconds`, the estimate for val and test.
 
     Raises:
@@ -105,6 +106,8 @@ def run(
         "classes_matched_by": "name" if same_names(opened, val) else "number",
         "bias": head.bias is not None,
         "tried": seen,
+        "unreadable": len(unread),
+        "first_unreadable": str(unread[0]) if unread else None,
         "accuracy": round(right / max(seen, 1), 6),
         "samples_per_second": round(rate, 1),
         "seconds": round(samples / rate, 1),

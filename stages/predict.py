@@ -61,7 +61,8 @@ def run(
 
     target = begin(device)
     new = artifacts.read("update", update)
-    classifier = models.open_trained(model, own_model).classifier
+    opened = models.open_trained(model, own_model)
+    classifier = opened.classifier
     is_text = classifier.kind == "text" or (classifier.kind == "any" and not _images(paths))
     empty = 0
     if is_text:
@@ -83,8 +84,8 @@ def run(
                 where=update,
                 do="give the model that the features were extracted from",
             )
-        recorded = new.metadata.inputs.get("head")
-        if recorded is not None and recorded != artifacts.fingerprint({"bias": bias.cpu(), "weight": weight.cpu()}):
+        given = {"model": opened.fingerprint, "head": artifacts.fingerprint({"bias": bias.cpu(), "weight": weight.cpu()})}
+        if any(new.metadata.inputs.get(name, found) != found for name, found in given.items()):
             raise Mismatch("was made for another model", where=update, do="run `nsf extract` and the later stages again")
         heads = {"base": (weight, bias), "nsf": (new["folded_weight"].to(target), new["folded_bias"].to(target))}
         made: dict[str, list[Any]] = {name: [] for name in heads}
@@ -151,6 +152,12 @@ def _texts(
     """(the text, the text or pair of texts) of everything named, and how many empty lines are left out."""
     if any(not text.strip() for text in texts):
         raise BadData("is empty", where="option --text", do="give a text")
+    single = next((path for path in paths if path.suffix == ".txt"), "option --text" if texts else None)
+    if second is not None and single is not None:
+        raise BadData(
+            f"one text a sample, and the model takes pairs (column '{second}' has the second)", where=single,
+            do="give a table with both columns",
+        )  # fmt: skip
     found: list[tuple[str, Any]] = [(text, text) for text in texts]
     empty = 0
     for path in paths:

@@ -335,9 +335,12 @@ def run(
         remedy = "lower update.learning_rate" if solver == "published" else "scale the features down"
         check_computed(out, vars(done.head), do=remedy)
         inputs = {"features": data, "identify": found, "neutralize": neutral, "eliminate": learned, "head": base}
+        fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items() if artifact is not None}
+        if "model" in data.metadata.inputs:
+            fingerprints["model"] = data.metadata.inputs["model"]
         metadata = Metadata(
             parameters={"solver": solver, "seed": seed, **done.parameters},
-            inputs={name: artifact.fingerprint for name, artifact in inputs.items() if artifact is not None},
+            inputs=fingerprints,
             class_names=names,
             notes={
                 "base_head_kept": str(done.kept is not None).lower(),

@@ -36,8 +36,8 @@ def build(*, name: str, classes: int | None = None, max_length: int | None = Non
         max_length: tokens a text (both of a pair together), longer ones are cut; None: what tokenizer and network allow.
 
     Raises:
-        BadModel: no such folder or id, no network, a model of another task, several sigmoid outputs (multi-label), or
-            files that cannot be loaded.
+        BadModel: no such folder or id, no network, a model of another task, several sigmoid outputs (multi-label), a
+            regression, or files that cannot be loaded.
     """
     return _build(_folder(name), classes, {"source": "transformers", "name": name, "max_length": max_length})
 
@@ -77,6 +77,8 @@ def _build(folder: Path, classes: int | None, spec: dict[str, Any]) -> Classifie
             where=where,
             do="give a model with one output, or train a head for one label at a time",
         )
+    if classes is None and config.problem_type == "regression":
+        raise BadModel("is a regression model, and nsf repairs classifiers", where=where, do="give a classifier")
     options: dict[str, Any] = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     try:
         network, report = auto.from_pretrained(folder, output_loading_info=True, dtype="float32", **NO_CODE, **options)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -214,6 +215,34 @@ def test_the_first_process_speaks_as_it_goes(monkeypatch: pytest.MonkeyPatch, ca
 def test_a_launch_in_python(tmp_path: Path) -> None:
     with pytest.raises(BadParameter, match=r"^params\.yaml: distributed\.launch names 'nowhere'"):
         launched("nowhere", ["identify"], None, debug=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("features")
+def test_a_process_that_waits_for_others_can_be_stopped(number: int, tmp_path: Path) -> None:
+    """Variables of another run, say: the others never come."""
+    others = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nsfcli", "identify"], cwd=tmp_path, env={**os.environ, **others}, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not listens(int(others["MASTER_PORT"])):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == -number
+    assert process.communicate()[1] == b"" and leftovers(tmp_path) == []
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return int(server.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("localhost", port)) == 0
 
 
 # ---------------------------------------------------------------------------------------------------- with torchrun

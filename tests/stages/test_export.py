@@ -401,6 +401,33 @@ def test_predict_texts(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
     assert_one_sentence(nsf("predict", "--text", "a", "--model-name", "another"), "was made for another model")
 
 
+def test_predict_pairs_as_the_data_has_them(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
+    """The columns are those of section data: the first text alone would be another sample."""
+    pretrained("Bert", "classifier")
+    data = {"format": "csv", "file": "reviews.csv", "text_column": "text", "second_text_column": "second"}
+    write_params(data=data, model={"source": "transformers", "name": "classifier"})
+    repair(nsf)
+    rows = nsf("predict", "reviews.csv", "--json").json["samples"]
+    assert rows[0]["sample"].endswith(" | the film")
+    held, names = load_file("artifacts/evaluate.safetensors"), ["NEG", "POS"]
+    assert [row["nsf"] for row in rows[80:]] == [names[label] for label in held["predictions"]]
+    words = "one text a sample, and the model takes pairs (column 'second' has the second); give a table"
+    assert_one_sentence(nsf("predict", "--text", "good"), "option --text", words)
+    Path("new.txt").write_text("good\n")
+    assert_one_sentence(nsf("predict", "new.txt"), "new.txt", words)
+
+
+def test_predict_with_another_encoder(nsf: Nsf, photos: Path, tmp_path: Path) -> None:
+    """The same head, behind other weights."""
+    state = resnet().state_dict()
+    torch.save(state, tmp_path / "best.pth")
+    section = {"source": "torchvision", "architecture": "resnet18", "weights": "best.pth", "image_size": [16, 16]}
+    write_params(data={"format": "folder", "root": "photos"}, model=section)
+    repair(nsf)
+    torch.save({**state, "conv1.weight": state["conv1.weight"] + 1}, tmp_path / "best.pth")
+    assert_one_sentence(nsf("predict", "photos/test"), "was made for another model", "run `nsf extract`")
+
+
 def test_the_adjusted_mean_where_the_model_names_its_classes_in_another_way(
     pretrained: Pretrained, reviews: Path, nsf: Nsf
 ) -> None:

@@ -113,6 +113,14 @@ def test_one_sigmoid_output(pretrained: Pretrained) -> None:
     assert torch.equal(again[0], head.weight) and torch.equal(again[1], head.bias)
 
 
+def test_a_regression_is_refused(pretrained: Pretrained) -> None:
+    """Its one output is no logit: the threshold would be wrong."""
+    folder = pretrained("Bert", num_labels=1, problem_type="regression")
+    with pytest.raises(BadModel, match="is a regression model, and nsf repairs classifiers"):
+        build(folder)
+    assert not build(folder, classes=2).trained
+
+
 def test_several_sigmoid_outputs_are_refused(pretrained: Pretrained) -> None:
     folder = pretrained("Bert", num_labels=3, problem_type="multi_label_classification")
     with pytest.raises(BadModel, match=r"has 3 sigmoid outputs \(multi-label\), and nsf repairs one choice among classes"):
