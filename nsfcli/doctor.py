@@ -72,7 +72,8 @@ def _lines(found: dict[str, Any]) -> str:
             lines.append("  no better than chance: check the order of the classes, the weights and model.image_size")
         if not model["bias"]:
             lines.append(
-                "  its head has no bias, and a repaired one does: no checkpoint of it can be written; give it zeros"
+                "  its head has no bias, and a repaired head needs one: `nsf export` can write no checkpoint of it; "
+                "add a bias of zeros to the model's head"
             )
         lines.append(
             f"extract: about {model['seconds']:.0f} s for val and test, {model['samples_per_second']:.1f} samples a second "

@@ -264,7 +264,7 @@ class UpdateSection(Section):
     """The new linear head."""
 
     solver: Literal["auto", "published"] = Field("auto", description="Group-balanced regression, or the paper's training.")
-    regularization: Auto | Rate = Field("auto", description="Of solver auto: C of scikit-learn; auto cross-validates.")
+    regularization: Auto | Rate = Field("auto", description="Of solver auto: inverse strength C; auto cross-validates.")
     steps: Size = Field(500, description="Of solver published: steps, half rescued and half conforming samples each.")
     learning_rate: Rate = Field(0.001, description="Of solver published: AdamW's.")
     seed: Seed = Field(0, description="Of the folds; of solver published: of the initialisation and the batches.")

@@ -40,15 +40,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of artifact: the stage that makes it, its tensors, and those of them that its fingerprint covers."""
+    """A kind of artifact: the stage that makes it, and its tensors."""
 
     stage: str
     columns: Mapping[str, Column]
-    fingerprinted: tuple[str, ...] | None = None
 
 
-# Sizes: n samples, d features, C classes. `attributes` stand outside the fingerprint: group labels must not reach the
-# lineage of any stage but evaluate.
+# Sizes: n samples, d features, C classes. `attributes` stand outside the fingerprint (`Artifact.fingerprint`): group labels
+# must not reach the lineage of any stage but evaluate.
 KINDS: Mapping[str, Kind] = {
     "features": Kind(
         "extract",
@@ -58,7 +57,6 @@ KINDS: Mapping[str, Kind] = {
             "ids": Column("integer", ("n",), optional=True),
             "attributes": Column("integer", ("n",), optional=True),
         },
-        fingerprinted=("features", "labels"),
     ),
     "head": Kind("extract", {"weight": Column("float", ("C", "d")), "bias": Column("float", ("C",))}),
     "identify": Kind(
@@ -213,11 +211,10 @@ class Artifact:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the tensors that the kind's lineage is made of; the same for features in one file and in shards."""
+        """Of all tensors; of features and labels alone where there are such, the same in one file and in shards."""
         if self.stored is not None:
             return _fingerprint_of_rows(self.stored, self.tensors["labels"])
-        names = KINDS[self.kind].fingerprinted or tuple(self.tensors)
-        return fingerprint({name: self.tensors[name] for name in names})
+        return fingerprint(self.tensors)
 
     def class_names(self, classes: int) -> list[str]:
         """The names of the classes, or their numbers where the file names none or another number of them."""
@@ -467,7 +464,7 @@ def _open(kind: str, path: Path, made_by: str) -> tuple[dict[str, "Tensor"], Met
     from safetensors import SafetensorError, safe_open
 
     if not _exists(path):
-        raise MissingFile(f"there is no such file, and it is read as the {kind} artifact", where=path, do=made_by)
+        raise MissingFile(f"there is no such file (the {kind} artifact)", where=path, do=made_by)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no regular file (a pipe, perhaps)"
         raise WrongArtifact(f"is {found}, and the {kind} artifact is a file", where=path, do=made_by)
@@ -481,7 +478,7 @@ def _open(kind: str, path: Path, made_by: str) -> tuple[dict[str, "Tensor"], Met
         ) from error
     if metadata.kind is not None and metadata.kind != kind:
         raise WrongArtifact(
-            f"is the {metadata.kind} artifact that `nsf {metadata.stage}` wrote, and the {kind} artifact belongs there",
+            f"this is the {metadata.kind} artifact of `nsf {metadata.stage}`, where the {kind} artifact is expected",
             where=path,
             do=made_by,
         )
@@ -551,7 +548,7 @@ def _check_finite(name: str, tensor: "Tensor", path: Path) -> None:
 
 # What to do about values that are not finite, by the tensor; otherwise the stage that made them is asked again.
 MEND = {
-    "features": "remove these rows or mend the model that made them",
+    "features": "remove these rows, or fix the model that made them",
     "weight": "check the model that the head was taken from",
     "bias": "check the model that the head was taken from",
 }

@@ -172,7 +172,8 @@ def repair(
         base: the base head (C, d), (C,); without it the new head is returned whatever was found.
         found: what `identify` gives; made here by default.
         classes: C; by default the base head's or the highest label plus one.
-        regularization: scikit-learn's C; by default cross-validated.
+        regularization: C of scikit-learn's logistic regression, with one output a class: of two classes, for which
+            scikit-learn has one output, C here is its 2 C. By default cross-validated.
         force: return the new head whatever was found.
         seed: of the draw and the folds.
     """
@@ -339,7 +340,7 @@ class Draw:
     samples: int
 
     def strength(self, regularization: float | None) -> float | None:
-        """scikit-learn's C for the samples that were drawn: it counts samples, and the strength is to be the same."""
+        """The C of `repair` for the samples that were drawn: it counts samples, and the strength is to be the same."""
         return None if regularization is None else regularization * self.samples / len(self.labels)
 
 
@@ -599,7 +600,7 @@ def retrain(
         nearest: (n,) int64, the class of the nearest centroid, from `identify`.
         classes: C.
         base: the base head (C, d), (C,), see `pseudo_attributes`.
-        regularization: scikit-learn's C; by default one of PENALTIES by cross-validation.
+        regularization: the C of `repair`; by default one of PENALTIES by cross-validation.
         seed: of the folds.
     """
     scaling = moments(features)

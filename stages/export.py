@@ -82,7 +82,7 @@ def run(
         )
     result = read_metrics(metrics) if metrics is not None else None
     if result is not None and result.get("update", [new.fingerprint]) != [new.fingerprint]:
-        raise Mismatch("was measured with another head", where=metrics, do="run `nsf evaluate` again")
+        raise Mismatch("the metrics are those of another head", where=metrics, do="run `nsf evaluate` again")
     kept_because = new.metadata.notes.get("kept_because") or None
     with outputs(head, update, metrics) as files:
         form, written, changed = _write(files, opened, changes, out)

@@ -127,7 +127,7 @@ def assess(
         there, back = int(counts[i, j]), int(counts[j, i])
         rest_i, rest_j = of_rest[i], of_rest[j]
         a, b = of_drawn[place[i, j]] - rest_j, of_drawn[place[j, i]] - rest_i
-        line = torch.nn.functional.normalize(rest_j - rest_i, dim=0)
+        line = torch.nn.functional.normalize(rest_j - rest_i, dim=0, eps=torch.finfo(torch.float64).tiny)
         across_a, across_b = a - (a @ line) * line, b - (b @ line) * line
         products = [a @ b, a.norm() * b.norm(), across_a @ across_b, across_a.norm() * across_b.norm()]
         measured = torch.tensor([*products, 1.0], dtype=torch.float64)

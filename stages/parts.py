@@ -210,7 +210,8 @@ class Parts:
 
     def _read(self, segment: int) -> Part | None:
         """The finished segment, where it is there, whole, and made from what is there now."""
-        with suppress(WrongArtifact, KeyError):
+        # Whatever is wrong with it: it is made again.
+        with suppress(WrongArtifact, KeyError, ValueError):
             part = self._open(segment)
             return part if part.mark == self.marks[segment] and (self._skip or not part.skipped) else None
         return None

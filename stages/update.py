@@ -291,7 +291,7 @@ def run(
     `pseudo_attributes` where solver "auto" looked for groups and did not give them up.
 
     Args:
-        solver: "auto" (with `regularization`: scikit-learn's C) or "published" (with `steps`, `learning_rate`).
+        solver: "auto" (with `regularization`, see `auto.repair`) or "published" (with `steps`, `learning_rate`).
         seed: of the folds, or of initialisation and draws.
         force: return the new head of solver "auto" whatever speaks against it.
 

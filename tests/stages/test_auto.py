@@ -795,7 +795,24 @@ def test_a_class_of_a_few_samples_carries_nothing(rare: int) -> None:
     assert done.evidence is not None and done.evidence.better is None and done.kept is not None
 
 
-def test_regularization_is_scikit_learn_s_c() -> None:
+@pytest.mark.parametrize("classes", [2, 3])
+def test_regularization_is_scikit_learn_s_c(classes: int) -> None:
+    """Of two classes scikit-learn has one output, and C here is its 2 C."""
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels, attributes = spurious(600, classes=classes)
+    new = group_balanced(features, labels, attributes, classes=classes, scaling=moments(features), regularization=0.1)
+    cells = labels * classes + attributes
+    weights = 600 * balanced(cells, classes * classes)
+    scaling = moments(features)
+    model = LogisticRegression(C=0.2 if classes == 2 else 0.1, max_iter=2000, tol=1e-8)
+    model.fit((features - scaling.mean) / scaling.deviation, labels, sample_weight=weights)
+    ours, theirs = new.weight * scaling.deviation, torch.from_numpy(model.coef_).float()
+    ours = ours[1:] - ours[:1] if classes == 2 else ours - ours.mean(dim=0)
+    torch.testing.assert_close(ours, theirs - (0 if classes == 2 else theirs.mean(dim=0)), atol=5e-3, rtol=5e-3)
+
+
+def test_the_penalty_counts_samples() -> None:
     features, labels, _ = spurious(600)
     nearest = identify(features, labels).nearest
     weak, strong = (retrain(features, labels, nearest, classes=2, regularization=c) for c in (1.0, 1e-4))

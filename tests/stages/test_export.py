@@ -480,7 +480,9 @@ def test_what_cannot_be_exported(photos: Path, nsf: Nsf, tmp_path: Path) -> None
     assert "also holds old.onnx" in nsf("export").stderr
     shutil.rmtree("artifacts/export")
     assert nsf("update", "--seed", "5").code == 0
-    assert_one_sentence(nsf("export"), "metrics/evaluate.json", "was measured with another head", "run `nsf evaluate`")
+    assert_one_sentence(
+        nsf("export"), "metrics/evaluate.json", "the metrics are those of another head", "run `nsf evaluate`"
+    )
     assert nsf("evaluate").code == 0 and nsf("export").code == 0
     shutil.rmtree("artifacts/export")
     Path("metrics/other.json").write_text('{"methods": {}}')
