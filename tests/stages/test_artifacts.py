@@ -248,6 +248,14 @@ def test_a_fingerprint_covers_features_and_labels_alone(tmp_path: Path) -> None:
     assert read("features", write("features", path, tensors)).fingerprint == bare, "metadata are not covered"
 
 
+def test_a_fingerprint_covers_names_types_and_shapes() -> None:
+    """The same bytes each time."""
+    bits = torch.arange(6, dtype=torch.int32)
+    variants = [{"a": bits}, {"b": bits}, {"a": bits.view(2, 3)}, {"a": bits.view(torch.float32)}]
+    assert len({artifacts.fingerprint(tensors) for tensors in variants}) == len(variants)
+    assert artifacts.fingerprint({"a": bits, "b": bits}) == artifacts.fingerprint({"b": bits, "a": bits})
+
+
 def test_a_fingerprint_changes_with_any_value(tmp_path: Path) -> None:
     tensors, path = planted(samples=20), tmp_path / "a.safetensors"
     features, labels = tensors["features"], tensors["labels"]

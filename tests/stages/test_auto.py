@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from stages import auto
 from stages.artifacts import read
-from stages.attributes import EVENNESSES, SEEDS
+from stages.attributes import EVENNESSES, SEEDS, Naming
 from stages.auto import (
     EVENED,
     GROUPS,
@@ -23,6 +23,7 @@ from stages.auto import (
     WEAKER,
     Draw,
     Evidence,
+    Retrained,
     calibration,
     group_balanced,
     likelihood,
@@ -469,6 +470,29 @@ def in_few_directions(samples: int, bias: float, seed: int) -> tuple[torch.Tenso
     told[:, 1] += 0.05 * (2 * labels - 1)
     directions = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(9)))[0][:4]
     return told @ directions + 1e-3 * torch.randn(samples, 32, generator=generator), labels, attributes
+
+
+@pytest.mark.parametrize(("merits", "chosen"), [([0.82], -1), ([0.80, 0.84], 1), ([0.829, 0.829, 0.829], -1)])
+def test_a_weaker_penalty_is_taken_where_it_is_plainly_better(merits: list[float], chosen: int) -> None:
+    """Than the best of the others, 0.80, by 0.03; a little better may be chance."""
+    features, labels, attributes = spurious(200)
+    given = iter([*(0.7 + 0.1 * step / (len(PENALTIES) - 1) for step in range(len(PENALTIES))), *merits, 0.0, 0.0])
+    new = group_balanced(
+        features, labels, attributes, classes=2, scaling=moments(features), merit=lambda *_: round(next(given), 6)
+    )
+    assert new.penalty == (PENALTIES[-1] if chosen < 0 else WEAKER[chosen])
+
+
+def test_drawn_samples_keep_their_names() -> None:
+    """Others get what the classifiers of all folds say of them together."""
+    features, labels, _ = spurious(40)
+    own, drawn_names = torch.arange(0, 40, 2), 1 - labels[::2]
+    drawn = Draw(features[own], labels[own], labels[own], own, torch.arange(20), samples=40)
+    naming = Naming(torch.zeros(2, WIDTH), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    made = Retrained(torch.zeros(2, WIDTH), torch.zeros(2), drawn_names.unsqueeze(0), 1.0, labels == 0, moments(features),
+                     namings=(naming,))  # fmt: skip
+    [names] = auto._for_all(features, labels, labels, drawn, made).readings
+    assert torch.equal(names[::2], drawn_names) and torch.equal(names[1::2], labels[1::2])
 
 
 def test_penalties_go_on_where_the_weakest_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,11 +121,25 @@ def test_dfr_of_one_subset_is_scikit_learn_s_l1_regression() -> None:
         assert float(offset) == pytest.approx(model.intercept_[0], abs=1e-2)
 
 
-def test_dfr_draws_by_its_seed() -> None:
+def test_dfr_draws_by_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other samples, and not only another order of the solver's."""
+    drawn: list[torch.Tensor] = []
+    solve = baselines._liblinear
+    monkeypatch.setattr(baselines, "_liblinear", lambda rows, *rest: drawn.append(rows) or solve(rows, *rest))
     split = planted()
     given = (split["features"], split["labels"], BASE)
     heads = [baselines.dfr(*given, attributes=split["attributes"], C=0.1, subsets=1, seed=seed)[0] for seed in (0, 0, 1)]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_dfr_with_attributes_as_large_as_integers_are() -> None:
+    split = planted()
+    heads = [
+        baselines.dfr(split["features"], split["labels"], BASE, attributes=split["attributes"] * large, C=0.1, subsets=2)[0]
+        for large in (1, 2**62, 2**63 - 1)
+    ]
+    assert torch.equal(heads[0], heads[1]) and torch.equal(heads[0], heads[2])
 
 
 # ---------------------------------------------------------------------------------------------------------------- afr

@@ -1,5 +1,6 @@
 """train and extract on real images: the same bytes each time, whatever the workers; mistakes leave nothing behind."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -53,6 +54,30 @@ def extract_to(folder: Path, data: dict[str, Any], model: Path, **options: Any) 
 
 def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("constant", [0.01] * 6), ("linear", [0.01 * (1 - step / 6) for step in range(6)]),
+     ("cosine", [0.005 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])],
+)  # fmt: skip
+def test_the_rate_and_the_order_of_each_step(
+    schedule: str, rates: list[float], data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down to zero; every epoch its own order, and all samples in it."""
+    used: list[float] = []
+    orders: list[list[int]] = []
+    step, make = torch.optim.SGD.step, train.batches
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *rest: used.append(self.param_groups[0]["lr"]) or step(self, *rest)
+    )
+    monkeypatch.setattr(
+        train, "batches", lambda *given, **options: orders.append(options["order"].tolist()) or make(*given, **options)
+    )
+    train_on(data, tmp_path, epochs=2, schedule=schedule)
+    assert used == pytest.approx(rates)
+    first, second = orders
+    assert sorted(first) == sorted(second) == list(range(24)) and len({*map(tuple, (first, second, range(24)))}) == 3
 
 
 def test_training_learns_and_says_so(data: dict[str, Any], tmp_path: Path) -> None:
