@@ -130,7 +130,7 @@ def test_an_input_is_not_what_it_should_be(damage: str, command: str, option: st
     what = {
         "missing": "there is no such file",
         "folder": "is a folder",
-        "other stage": f"is the {OTHERS[option]} artifact that `nsf {OTHERS[option]}` wrote",
+        "other stage": f"is the {OTHERS[option]} artifact of `nsf {OTHERS[option]}`, where the",
     }
     refuse(command, [f"--{option}", wrong], "wrong.safetensors", what.get(damage, "cannot be read as a safetensors"), maker)
 
@@ -175,7 +175,7 @@ def test_update_says_that_there_is_nothing_to_fall_back_on(nsf: Callable[..., Do
     save_file({"features": torch.cat([noise, FEATURES[:, WIDTH // 2 :]], dim=1), "labels": LABELS}, "other.safetensors")
     for command in ("identify", "neutralize", "eliminate", "update"):
         done = nsf(command, "--features", "other.safetensors")
-        assert (done.code, "no base head is given" in done.stderr.lower()) == (0, command == "update"), done.stderr
+        assert (done.code, "none is given (--head)" in done.stderr) == (0, command == "update"), done.stderr
     assert "Doubtful: " in done.stderr
 
 
