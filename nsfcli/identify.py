@@ -29,7 +29,8 @@ def identify(
         summary = run(
             features=features, head=base_head(head, features, VAL), out=out, device=settings.device, progress=progress
         )
-    table = Table("class", "samples", "minority", "share", "drawn to", "dispersion", "base head right on it", "verdict")
+    # Within 80 columns: the class that the minority is drawn to, and the base head's accuracy on the minority.
+    table = Table("class", "samples", "minority", "share", "toward", "dispersion", "ERM on it", "verdict")
     for row in summary["classes"]:
         table.row(
             row["class"],

@@ -223,6 +223,7 @@ class Artifact:
 
 
 def numbers(classes: int) -> list[str]:
+    """The names of C classes that have none: "0" to "C-1"."""
     return [str(index) for index in range(classes)]
 
 
