@@ -165,10 +165,6 @@ def _run(command: list[str], where: Path) -> int:
     def forward(number: int, frame: Any) -> None:
         process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with distributed.signals(forward):
         code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return code if code >= 0 else 128 - code

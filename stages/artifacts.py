@@ -216,6 +216,12 @@ class Artifact:
             return _fingerprint_of_rows(self.stored, self.tensors["labels"])
         return fingerprint(self.tensors)
 
+    def class_sizes(self, classes: int) -> "Tensor":
+        """How many samples each class has, of features: (C,) int64, or longer where a label is beyond."""
+        import torch
+
+        return torch.bincount(self["labels"], minlength=classes)
+
     def class_names(self, classes: int) -> list[str]:
         """The names of the classes, or their numbers where the file names none or another number of them."""
         names = self.metadata.class_names

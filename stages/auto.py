@@ -188,12 +188,12 @@ def repair(
     )  # fmt: skip
     if repaired.kept is None or base is None:
         return repaired
+    if _few(drawn.labels, classes):
+        return repaired
     if known is None:
         with distributed.alone():
             scaling = moments(drawn.features)
             known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=scaling, seed=seed)
-    if _few(drawn.labels, classes):
-        return repaired
     sure = repaired.evidence or Evidence(errors=known.errors, unused=known.unused, classes=classes)
     if repaired.verdict.bias == NOT_BIASED and sure.too_sure(FAR_TOO_SURE, MUCH_UNUSED):
         repaired = replace(repaired, verdict=replace(repaired.verdict, bias=BIASED), evidence=sure)
@@ -242,12 +242,7 @@ def _by_groups(
         if kept is not None:
             return Repaired(*kept, verdict, None, doubt, evidence), known
     new = _for_all(features, labels, found.nearest, drawn, new)
-    if doubt is None and not evidence.carries(verdict):
-        doubt = "cross-validation shows no reliable gain"
-    elif doubt is None and evidence.split_alone():
-        doubt = "in the validation split an attribute goes with the class, and the model does not seem to use it"
-    elif doubt is None and evidence.given_up:
-        doubt = "the new head is worse at a class that has few validation samples"
+    doubt = doubt or evidence.against(verdict)
     if doubt is not None and kept is not None:
         return Repaired(*kept, verdict, new, doubt, evidence), known
     if drawn.samples > len(drawn.labels):
@@ -421,11 +416,11 @@ class Evidence:
             too few samples for one.
         errors: those of the base head over those that its probabilities expect; None without a base head.
         unused: nats a sample that plain, class-balanced retraining gains over the base head, out of fold; None without one.
-        given_up: whether the new head has fewer samples right than the base head, out of fold, of a class too small for
-            *better*.
         neglected: what the base head with other biases gains in the accuracy on its worst class; None where the classes on
             average gain nothing, or where that was not looked at.
         classes: C. Of more than two, hard samples pass for a bias more easily: the bounds are others.
+        given_up: whether the new head has fewer samples right than the base head, out of fold, of a class too small for
+            *better*.
     """
 
     mirror: float | None = None
@@ -498,12 +493,19 @@ class Evidence:
         least = 0.0 if self.classes > 2 or self.mirror <= CLEAR_MIRROR else LEAST_GAINED
         return recovers and (self.gained is None or self.gained >= least)
 
+    def against(self, verdict: Verdict) -> str | None:
+        """Why the base head is to be kept under a verdict of "biased", in words; None where nothing speaks for that."""
+        if not self.carries(verdict):
+            return "cross-validation shows no reliable gain"
+        if self.split_alone():
+            return "in the validation split an attribute goes with the class, and the model does not seem to use it"
+        return "the new head is worse at a class that has few validation samples" if self.given_up else None
+
 
 def weigh(
     drawn: Draw, new: Retrained, base: "tuple[Tensor, Tensor] | None", known: "Calibration | None" = None, *, classes: int
 ) -> Evidence:
     """The evidence for a repair, from the samples that it was made on, and what is known of the base head."""
-
     labels, attributes = drawn.labels, new.attributes
     minority = attributes != labels
     centroids = group_means(drawn.features, labels, classes)

@@ -276,7 +276,6 @@ def run(
         UserError: an input is missing, wrong, or does not fit, a class has too few samples, or a method is unknown; nothing
             is written.
     """
-    import torch
 
     target = begin(device)
     data = artifacts.read("features", features, attributes=True)
@@ -288,7 +287,7 @@ def run(
     classes = check_labels(data, base.sizes["C"], source=base)
     check_known(held_out, classes, base, do="give test features of the same classes")
     names = data.class_names(classes)
-    counts = torch.bincount(data["labels"], minlength=classes)
+    counts = data.class_sizes(classes)
     if int(counts.min()) < FOLDS:
         raise BadValues(
             f"class {names[int(counts.argmin())]} has {int(counts.min())} samples, and {FOLDS}-fold cross-validation needs "
@@ -313,7 +312,8 @@ def run(
             seeds=seeds,
             progress=progress,
         )
-        if data.fingerprint == held_out.fingerprint:
+        # Read once more for their fingerprints only where they may be the same.
+        if data.sizes["n"] == held_out.sizes["n"] and data.fingerprint == held_out.fingerprint:
             result["notes"] = [metrics.FITTED_ON]
         files.text(out, json.dumps(result, indent=2) + "\n")
         if csv_out is not None:

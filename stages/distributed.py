@@ -110,17 +110,18 @@ def start(device: Any) -> None:
             where="WORLD_SIZE",
             do="start the processes with torchrun, or unset it",
         )
-    with _lost(), _ended_at_once():
+    # Python's own handlers wait for C++ here, which waits for long.
+    with _lost(), signals(signal.SIG_DFL):
         store, number, others = next(rendezvous("env://", rank(), size(), timeout=JOINING))
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=others, timeout=TIMEOUT)
 
 
 @contextmanager
-def _ended_at_once() -> Iterator[None]:
-    """For the time of a block, signals end the process themselves: Python's handlers wait for C++, which waits for long."""
+def signals(handler: Any) -> Iterator[None]:
+    """For the time of a block, what is done about SIGINT and SIGTERM; nothing is changed in a thread beside the main one."""
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

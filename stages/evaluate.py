@@ -93,7 +93,7 @@ def _notes(features: artifacts.Artifact, update: artifacts.Artifact, names: Sequ
     notes = []
     if update.metadata.inputs.get("features") == features.fingerprint:
         notes.append(metrics.FITTED_ON)
-    missing = [name for index, name in enumerate(names) if not bool((features["labels"] == index).any())]
+    missing = [name for name, size in zip(names, features.class_sizes(len(names)).tolist(), strict=True) if not size]
     if missing:
         notes.append(f"There is no test sample of class {', '.join(missing[:10])}, and the accuracies say nothing of it.")
     return notes

@@ -126,8 +126,6 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
         Mismatch: a label is beyond the classes, or the features name others (`check_names`).
         BadValues: fewer than two classes, or a class with no sample.
     """
-    import torch
-
     if classes is not None:
         check_known(features, classes, source, do="give the head of the model that these features come from")
     highest = int(features["labels"].max())
@@ -138,7 +136,7 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
             where=features.path,
             do="number the classes 0, 1, 2, ... without gaps",
         )
-    counts = torch.bincount(features["labels"], minlength=classes or 0)
+    counts = features.class_sizes(classes or 0)
     if classes is None:
         check_names(features, len(counts), source)
     if len(counts) < 2:

@@ -27,15 +27,15 @@ def read_metrics(path: Path) -> dict[str, Any]:
         raise MissingFile("there is no such file", where=path, do="`nsf evaluate` makes it") from error
     except (OSError, ValueError, RecursionError) as error:
         raise WrongArtifact("cannot be read as JSON", where=path, do="`nsf evaluate` makes it") from error
-    kinds = {"samples": dict, "notes": list}
-    typed = isinstance(found, dict) and all(isinstance(found.get(key, kind()), kind) for key, kind in kinds.items())
-    if not typed or "samples" not in found or not _has_reports(found):
+    if not isinstance(found, dict) or not isinstance(found.get("samples"), dict) or not _has_reports(found):
         raise WrongArtifact("holds no metrics of `nsf evaluate`", where=path, do="`nsf evaluate` makes it")
-    return dict(found)
+    return found
 
 
 def _has_reports(found: Mapping[str, Any]) -> bool:
     reports = [found.get("nsf"), *([found["base"]] if found.get("base") is not None else [])]
+    if not isinstance(found.get("notes", []), list):
+        return False
     keys = {"worst_group_accuracy", "mean_accuracy", "classes", "groups"}
     if not all(isinstance(report, dict) and keys <= report.keys() for report in reports):
         return False

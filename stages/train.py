@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages import models
 from stages.artifacts import Metadata
 from stages.data import Split, open_split
@@ -136,13 +138,14 @@ def run(
         except BadValues as error:
             raise BadValues("the training diverged", where=out, do="lower train.learning_rate") from error
         models.save(files, out, classifier, split.class_names, metadata)
+    sizes = np.bincount(split.labels, minlength=len(split.class_names))
     # An image that cannot be read is met again in every epoch.
     left_out = len({str(error) for error in skipped or ()})
     return {
         "out": str(out),
         "samples": len(split) - left_out,
         "classes": list(split.class_names),
-        "empty_classes": [name for index, name in enumerate(split.class_names) if not (split.labels == index).any()],
+        "empty_classes": [name for name, size in zip(split.class_names, sizes, strict=True) if not size],
         "train_accuracy": round(accuracy, 6),
         "skipped": left_out,
     }

@@ -17,7 +17,7 @@ from stages.passes import best
 from stages.runtime import Progress, begin, reproducible, silent
 
 if TYPE_CHECKING:
-    from torch import Tensor, device
+    from torch import Tensor
 
     from stages.rows import Features
 
@@ -154,37 +154,28 @@ def unfold(weight: "Tensor", bias: "Tensor", scale: "Tensor", shift: "Tensor") -
 
 @dataclass(frozen=True)
 class _Given:
-    """What the stage reads, checked, and what it has selected.
+    """What both solvers work on, where it is computed.
 
     Attributes:
-        features, found, neutral, learned, base: the artifacts; no base head where None.
-        classes: C.
-        device: where to compute.
+        features, labels: (n, d), (n,) int64, this process's samples.
         rescued, conforming: (n,) bool, see `select`.
+        scale, shift: (d,), T's.
+        base: the base head (C, d), (C,); None where none is given.
+        class_names: C of them.
     """
 
-    features: Artifact
-    found: Artifact
-    neutral: Artifact
-    learned: Artifact
-    base: Artifact | None
-    classes: int
-    device: "device"
+    features: "Features"
+    labels: "Tensor"
     rescued: "Tensor"
     conforming: "Tensor"
+    scale: "Tensor"
+    shift: "Tensor"
+    base: "tuple[Tensor, Tensor] | None"
+    class_names: list[str]
 
-    @property
-    def labels(self) -> "Tensor":
-        return self.features.own("labels").to(self.device)
-
-    @property
-    def base_head(self) -> "tuple[Tensor, Tensor] | None":
-        return self.base.head(self.device) if self.base is not None else None
-
-    @property
-    def map(self) -> "tuple[Tensor, Tensor]":
-        """Scale and shift of T."""
-        return self.learned["scale"].to(self.device), self.learned["shift"].to(self.device)
+    def unfolded(self, head: "tuple[Tensor, Tensor]") -> Updated:
+        """A head on x, and what it is on T(x)."""
+        return Updated(*unfold(*head, self.scale, self.shift), *head)
 
 
 @dataclass(frozen=True)
@@ -206,32 +197,31 @@ class _Outcome:
 
 
 def _by_auto(
-    given: _Given, *, regularization: float | Literal["auto"], force: bool, seed: int, progress: Progress
+    given: _Given, found: Artifact, *, regularization: float | Literal["auto"], force: bool, seed: int, progress: Progress
 ) -> _Outcome:
-    target, labels = given.device, given.labels
-    closest, minority = (given.found.own(name).to(target) for name in ("nearest", "minority"))
+    columns = (found["centroids"], found.own("nearest"), found.own("minority"))
     repaired = repair(
-        given.features.rows.to(target), labels, given.base_head,
-        found=Identified(given.found["centroids"].to(target), closest, minority), classes=given.classes,
+        given.features, given.labels, given.base,
+        found=Identified(*(column.to(given.labels.device) for column in columns)), classes=len(given.class_names),
         regularization=None if regularization == "auto" else regularization,
         force=force, seed=seed, progress=progress,
     )  # fmt: skip
     again = repaired.retrained
     attributes = again.attributes if again is not None and repaired.remedy != PLAIN else None
-    names = given.features.class_names(given.classes)
+    pseudo_minority = None if attributes is None else distributed.count(int((attributes != given.labels).sum()))
     summary = {
         "doubt": repaired.doubt,
         "verdict": repaired.verdict.bias,
-        "verdict_of_identify": given.found.metadata.notes.get("verdict"),
+        "verdict_of_identify": found.metadata.notes.get("verdict"),
         "mirror": repaired.verdict.mirror,
         **_numbers(repaired.evidence or Evidence()),
         "remedy": repaired.remedy,
-        "neglected_class": None if repaired.neglected is None else names[repaired.neglected],
-        "pseudo_minority": None if attributes is None else distributed.count(int((attributes != labels).sum())),
+        "neglected_class": None if repaired.neglected is None else given.class_names[repaired.neglected],
+        "pseudo_minority": pseudo_minority,
         "penalty": again.penalty if again is not None else None,
     }
-    new = Updated(*unfold(repaired.weight, repaired.bias, *given.map), repaired.weight, repaired.bias)
-    return _Outcome(new, repaired.kept, attributes, {"regularization": regularization, "force": force}, summary)
+    head = given.unfolded((repaired.weight, repaired.bias))
+    return _Outcome(head, repaired.kept, attributes, {"regularization": regularization, "force": force}, summary)
 
 
 def _numbers(evidence: Evidence) -> dict[str, float | None]:
@@ -248,22 +238,21 @@ def _numbers(evidence: Evidence) -> dict[str, float | None]:
     return {name: None if value is None else round(value, 6) for name, value in measures.items()}
 
 
-def _by_published(given: _Given, *, steps: int, learning_rate: float, seed: int, progress: Progress) -> _Outcome:
+def _by_published(
+    given: _Given, where: Path, *, steps: int, learning_rate: float, seed: int, progress: Progress
+) -> _Outcome:
     rescued, conforming = (distributed.count(int(kind.sum())) for kind in (given.rescued, given.conforming))
     parameters = {"steps": steps, "learning_rate": learning_rate}
     if rescued and conforming:
         new = update(
-            given.features.rows.to(given.device), given.labels, given.rescued, given.conforming, *given.map,
-            classes=given.classes, steps=steps, learning_rate=learning_rate, seed=seed, progress=progress,
+            given.features, given.labels, given.rescued, given.conforming, given.scale, given.shift,
+            classes=len(given.class_names), steps=steps, learning_rate=learning_rate, seed=seed, progress=progress,
         )  # fmt: skip
         return _Outcome(new, None, None, parameters, {})
-    found = f"{rescued} samples are rescued and {conforming} conforming, so there is nothing to"
-    if given.base_head is None:
-        raise BadValues(
-            f"{found} train a new head on", where=given.features.path, do="give the base head (--head) to keep it"
-        )
-    new = Updated(*unfold(*given.base_head, *given.map), *given.base_head)
-    return _Outcome(new, f"{found} learn from", None, parameters, {})
+    nothing = f"{rescued} samples are rescued and {conforming} conforming, so there is nothing to"
+    if given.base is None:
+        raise BadValues(f"{nothing} train a new head on", where=where, do="give the base head (--head) to keep it")
+    return _Outcome(given.unfolded(given.base), f"{nothing} learn from", None, parameters, {})
 
 
 def run(
@@ -286,7 +275,7 @@ def run(
     """The stage on files: read features, the three artifacts before this one and, where there is one, the base head.
 
     solver "auto" retrains as `stages.auto.repair` does, and keeps the base head where the verdict is not "biased" or
-    cross-validation does not carry the repair, unless `force`d; "published" trains as `update` does, and keeps it where no
+    cross-validation shows no reliable gain, unless `force`d; "published" trains as `update` does, and keeps it where no
     sample is rescued, for there is nothing to learn from. `rescued` and `conforming` are written by either,
     `pseudo_attributes` where solver "auto" looked for groups and did not give them up.
 
@@ -323,15 +312,16 @@ def run(
     names = data.class_names(classes)
     with outputs(features, identify, neutralize, eliminate, head) as files, reproducible(seed):
         files.check(out)
-        rescued, conforming = select(
-            data.rows.to(target), data.own("labels").to(target), found.own("minority").to(target),
-            neutral["centers"].to(target), learned["scale"].to(target), learned["shift"].to(target),
-        )  # fmt: skip
-        given = _Given(data, found, neutral, learned, base, classes, target, rescued, conforming)
+        x, labels = data.rows.to(target), data.own("labels").to(target)
+        scale, shift = learned["scale"].to(target), learned["shift"].to(target)
+        minority, centers = found.own("minority").to(target), neutral["centers"].to(target)
+        rescued, conforming = select(x, labels, minority, centers, scale, shift)
+        base_head = base.head(target) if base is not None else None
+        given = _Given(x, labels, rescued, conforming, scale, shift, base_head, names)
         if solver == "auto":
-            done = _by_auto(given, regularization=regularization, force=force, seed=seed, progress=progress)
+            done = _by_auto(given, found, regularization=regularization, force=force, seed=seed, progress=progress)
         else:
-            done = _by_published(given, steps=steps, learning_rate=learning_rate, seed=seed, progress=progress)
+            done = _by_published(given, features, steps=steps, learning_rate=learning_rate, seed=seed, progress=progress)
         remedy = "lower update.learning_rate" if solver == "published" else "scale the features down"
         check_computed(out, vars(done.head), do=remedy)
         inputs = {"features": data, "identify": found, "neutralize": neutral, "eliminate": learned, "head": base}
@@ -352,7 +342,7 @@ def run(
             "rescued": rescued, "conforming": conforming, "pseudo_attributes": done.attributes, **vars(done.head)
         }  # fmt: skip
         files.artifact("update", out, tensors, metadata)
-        counts = data["labels"].bincount(minlength=classes).tolist()
+        counts = data.class_sizes(classes).tolist()
         return {
             "out": str(out),
             "solver": solver,
