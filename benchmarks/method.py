@@ -6,10 +6,11 @@
     python -m benchmarks.method --auto       # measure solver auto anew and leave the rest: a quarter of an hour
     python -m benchmarks.method --docs       # write what was measured into docs/method.md, tables and curves
 
-Constants of `stages.identify`, `stages.attributes` and `stages.auto` were chosen on the pools of role "tune"; what prompted
-each is told in docs/method-choices.md. The tables tell roles apart. Group labels are read for scoring and by the oracles:
-"oracle" is the regression in which every true group weighs the same, "own oracle" that of `auto`, in which rare groups weigh
-more, with the true groups. One JSON line per set in benchmarks/results/method.jsonl.
+Constants of `stages.identify` and of the modules of solver auto (`attributes`, `retraining`, `evidence`, `auto`) were chosen
+on the pools of role "tune"; what prompted each is told in docs/method-choices.md. The tables tell roles apart. Group labels
+are read for scoring and by the oracles: "oracle" is the regression in which every true group weighs the same, "own oracle"
+that of `auto`, in which rare groups weigh more, with the true groups. One JSON line per set in
+benchmarks/results/method.jsonl.
 """
 
 import argparse
@@ -29,10 +30,12 @@ import torch
 from benchmarks.pools import POOLS, REPOSITORY, Pool
 from benchmarks.sets import Drawn, FeatureSet, draw
 from stages import baselines
-from stages.auto import EVENED, PLAIN, Evidence, group_balanced, likelihood, repair, retrain
+from stages.auto import EVENED, PLAIN, repair
+from stages.evidence import Evidence
 from stages.identify import identify
 from stages.logistic import RARITY, fit, folds, held_out, moments
 from stages.passes import predict
+from stages.retraining import group_balanced, likelihood, retrain
 
 DOCS = REPOSITORY / "docs/method.md"
 # Before and after what is written into the page: the summary, and the tables.

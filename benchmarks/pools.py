@@ -192,7 +192,7 @@ POOLS: tuple[Pool, ...] = (
     Pool("lite-coat-dress-95", "tune", "efficientnet", 0.95, ("coat", "dress"), (2, 5), 0, 3000, 4000, 2000),
     Pool("lite-pullover-coat-95", "tune", "efficientnet", 0.95, ("pullover", "coat"), (1, 6), 4, 3000, 4000, 2000),
     Pool("lite-shirt-pullover-95", "report", "efficientnet", 0.95, ("shirt", "pullover"), (0, 8), 1, 3000, 4000, 2000),
-    # Made after every constant but PLAINLY_BETTER of stages.auto and the readings of more than two classes was set, and
+    # Made after every constant but PLAINLY_BETTER of stages.evidence and the readings of more than two classes was set, and
     # measured before and after either.
     _pair("pullover-dress-97", "fresh", 0.97, ("pullover", "dress"), (0, 9), 5),
     _pair("shirt-dress-95", "fresh", 0.95, ("shirt", "dress"), (4, 6), 5),

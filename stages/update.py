@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from stages import artifacts, distributed
 from stages.adam import Adam
 from stages.artifacts import Artifact, Metadata
-from stages.auto import LEAST_OF_CLASS, PLAIN, Evidence, repair
+from stages.auto import PLAIN, repair
 from stages.errors import BadValues
+from stages.evidence import LEAST_OF_CLASS, Evidence
 from stages.identify import Identified
 from stages.lineage import agree, check_labels, check_lineage, check_model
 from stages.logistic import cross_entropy
@@ -286,10 +287,10 @@ def run(
 
     Returns:
         A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`, `small_classes`
-        ({name: samples} of those under `auto.LEAST_OF_CLASS`); of solver "auto" `doubt` (why the base head would have been
-        kept, where it is not), `verdict`, `verdict_of_identify`, `mirror` (of that verdict), the other numbers of
-        `stages.auto.Evidence`, `remedy` (what the head came of, see `stages.auto.Repaired`), `neglected_class` (where that
-        is why), `pseudo_minority` and `penalty` too, None where they were not needed.
+        ({name: samples} of those under `evidence.LEAST_OF_CLASS`); of solver "auto" `doubt` (why the base head would have
+        been kept, where it is not), `verdict`, `verdict_of_identify`, `mirror` (of that verdict), the other numbers of
+        `stages.evidence.Evidence`, `remedy` (what the head came of, see `stages.auto.Repaired`), `neglected_class` (where
+        that is why), `pseudo_minority` and `penalty` too, None where they were not needed.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;

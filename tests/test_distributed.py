@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from stages import artifacts
 from tests.conftest import REPOSITORY, planted
-from tests.stages.test_auto import biased_head, spurious, uneven
+from tests.stages.planted import biased_head, spurious, uneven
 from tests.stages.test_passes import shards
 
 # Every stage on features one after the other, in processes that torchrun starts once.

@@ -29,7 +29,7 @@ from stages.logistic import FOLDS, folds, moments
 from stages.passes import group_means
 from stages.reliance import Reliance
 from stages.runtime import silent
-from tests.stages.test_auto import WIDTH, biased_head, spurious
+from tests.stages.planted import WIDTH, biased_head, spurious
 
 
 def found(features: torch.Tensor, labels: torch.Tensor, classes: int = 2) -> torch.Tensor:

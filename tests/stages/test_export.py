@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from stages import models
-from stages.auto import EVENED, PLAIN, Evidence, Repaired
+from stages.auto import EVENED, PLAIN, Repaired
+from stages.evidence import Evidence
 from stages.identify import Verdict
 from stages.models import checkpoints
 from stages.runtime import reproducible

@@ -1,0 +1,139 @@
+"""What speaks for and against a repair: the bounds, and what a base head's probabilities say."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stages.evidence import Evidence, calibration, weigh
+from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict
+from stages.logistic import balanced, moments
+from stages.passes import predict
+from stages.retraining import group_balanced, likelihood
+from tests.stages.planted import WIDTH, biased_head, spurious, uneven
+
+
+def test_against_not_biased_the_mirror_alone_speaks() -> None:
+    shared, mirrored = Evidence(-0.4, 0.6, 0.2, 5.0, 0.2), Evidence(-0.7, 0.6, 0.2, -1.0, 0.0)
+    unsure, not_biased = Verdict(CANNOT_TELL, -0.25, []), Verdict(NOT_BIASED, -0.15, [])
+    assert shared.tells(unsure) and mirrored.tells(unsure) and mirrored.tells(not_biased)
+    assert not shared.tells(not_biased)
+
+
+def test_a_head_that_is_plainly_better_is_carried() -> None:
+    """An even validation split: the base head errs on half of it, and a new one need not show where the bias lies."""
+    features, labels, attributes = spurious(2000, bias=0.5)
+    base = (biased_head()[0] * torch.tensor([1.0] * 10 + [0.0] * (WIDTH - 10)), torch.zeros(2))
+    new = group_balanced(features, labels, attributes, classes=2, scaling=moments(features))
+    evidence = weigh(features, labels, new, base, classes=2)
+    right = predict(features, *base) == labels
+    gains = [float(new.right[labels == y].double().mean() - right[labels == y].double().mean()) for y in (0, 1)]
+    assert evidence.better == pytest.approx(sum(gains) / 2, abs=1e-6) and evidence.better > 0.3
+    told = Verdict(CANNOT_TELL, None, [])
+    assert evidence.tells(told) and evidence.carries(told)
+    nothing = replace(evidence, mirror=None, better=0.05)
+    assert not nothing.tells(told) and not nothing.carries(told)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "carried"),
+    [
+        (Evidence(-0.7, 0.6, 0.2, -1.0, 0.0), True),
+        (Evidence(-0.4, 0.6, 0.2, -1.0, 0.0), False),  # hardly a mirror
+        (Evidence(-0.7, 0.4, 0.2, -1.0, 0.0), False),  # little recovered
+        (Evidence(-0.7, 0.6, 0.01, -1.0, 0.0), False),  # hardly anything gained,
+        (Evidence(-0.9, 0.6, 0.01, -1.0, 0.0), True),  # but the clearest of mirrors
+        (Evidence(-0.4, 0.2, 0.2, 5.0, 0.0), True),  # one class's minority tells where the other's lies,
+        (Evidence(-0.2, 0.2, 0.2, 5.0, 0.0), False),  # as flipped labels' does
+        (Evidence(None, 0.6, 0.2, 5.0, 0.0), False),
+        (Evidence(-0.7, 0.6, None, None, None), True),  # without a base head
+    ],
+)
+def test_what_carries_a_repair(evidence: Evidence, carried: bool) -> None:
+    assert evidence.carries(Verdict(BIASED, -0.4, [])) == carried
+
+
+@pytest.mark.parametrize(
+    ("evidence", "carried"),
+    [
+        (Evidence(-0.7, 0.6, 0.2, -1.0, -0.1), True),
+        (Evidence(-0.7, 0.6, 0.005, -1.0, -0.1), True),  # it need not gain
+        (Evidence(-0.7, 0.6, -0.05, -1.0, 0.0), False),
+        (Evidence(-0.4, 0.6, 0.2, -1.0, 0.0), False),  # hardly mirrored
+        (Evidence(-0.65, 0.55, 0.2, -1.0, -0.03), False),  # as look-alike classes are,
+        (Evidence(-0.65, 0.55, 0.2, -1.0, 0.03), True),  # but for being better at the classes
+        (Evidence(-0.65, 0.55, 0.2, -1.0, None), False),
+        (Evidence(-0.65, 0.4, 0.2, -1.0, 0.03), False),
+        (Evidence(-0.4, 0.4, 0.2, 4.5, -0.1), False),
+        (Evidence(-0.4, 0.4, 0.2, 5.5, -0.1), True),
+    ],
+)
+def test_what_carries_a_repair_of_more_than_two_classes(evidence: Evidence, carried: bool) -> None:
+    assert replace(evidence, classes=3).carries(Verdict(BIASED, -0.4, [])) == carried
+
+
+def test_a_base_head_that_is_too_sure_tells_where_the_verdict_cannot() -> None:
+    evidence = Evidence(mirror=-0.28, recovered=0.9, gained=0.9, shared=-11.0, better=0.02, errors=2.2, unused=0.28)
+    assert evidence.tells(Verdict(CANNOT_TELL, -0.25, [])) and not evidence.tells(Verdict(NOT_BIASED, -0.15, []))
+    assert not replace(evidence, errors=1.5).tells(Verdict(CANNOT_TELL, -0.25, []))
+
+
+def test_more_than_two_classes_must_share_more_to_tell() -> None:
+    evidence, unsure = Evidence(-0.4, 0.5, 0.2, 4.5, 0.0), Verdict(CANNOT_TELL, -0.25, [])
+    assert evidence.tells(unsure) and not replace(evidence, classes=3).tells(unsure)
+    assert replace(evidence, classes=3, shared=5.5).tells(unsure)
+
+
+@pytest.mark.parametrize(
+    ("errors", "unused", "alone"),
+    [
+        (1.0, 0.045, True),
+        (0.7, 0.1, True),
+        (1.4, 0.1, True),
+        (1.41, 0.5, False),  # too sure of itself: what it leans on has come apart from the classes
+        (0.69, 0.5, False),  # its probabilities are no probabilities
+        (1.0, 0.044, False),  # nothing in the split that it does not use
+        (None, None, False),
+    ],
+)
+def test_whether_it_is_the_split_that_is_biased(errors: float | None, unused: float | None, alone: bool) -> None:
+    assert Evidence(-0.7, 0.6, 0.2, -1.0, 0.0, errors, unused).split_alone() is alone
+
+
+@pytest.mark.parametrize(
+    ("errors", "unused", "sure"),
+    [(1.55, 0.045, True), (9.0, 0.045, True), (1.54, 0.5, False), (1.55, 0.044, False), (None, None, False)],
+)
+def test_whether_a_base_head_is_too_sure(errors: float | None, unused: float | None, sure: bool) -> None:
+    assert Evidence(errors=errors, unused=unused).too_sure() is sure
+
+
+def test_calibration_by_hand() -> None:
+    """Labels drawn by the head's own probabilities: as many errors as it expects, and nothing to gain over it."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4000, 6, generator=generator)
+    weight, offset = torch.tensor([[0.0] * 6, [2.0, -1.0, 0.0, 0.0, 0.0, 0.0]]), torch.tensor([0.0, 0.3])
+    chances = torch.softmax(features @ weight.T + offset, dim=1)[:, 1]
+    labels = (torch.rand(4000, generator=generator) < chances).long()
+    told = {"classes": 2, "scaling": moments(features), "seed": 0}
+    known = calibration(features, labels, (weight, offset), **told)
+    assert known.errors == pytest.approx(1, abs=0.1) and abs(known.unused) < 0.01
+    # Three times as sure: more errors than expected, and its scale alone is nothing to gain by.
+    surer = calibration(features, labels, (3 * weight, 3 * offset), **told)
+    assert surer.errors > 2 and surer.unused == pytest.approx(known.unused, abs=0.005)
+    # Another feature that tells the class, which the head does not use.
+    features[:, 5] += 3.0 * labels
+    told["scaling"] = moments(features)
+    more = calibration(features, labels, (weight, offset), **told)
+    assert more.errors == known.errors and more.unused > 0.2
+
+
+def test_a_rare_class_is_nothing_that_a_head_does_not_use() -> None:
+    """The head that fits these labels best gains a lot of class-balanced likelihood by weighing classes alike alone."""
+    features, labels, base = uneven(6000, seed=1)
+    assert abs(calibration(features, labels, base, classes=2, scaling=moments(features), seed=0).unused) < 0.02
+    fair = base[1] - torch.log(torch.bincount(labels) / len(labels))
+    logits = [features @ base[0].T + offset for offset in (base[1], fair)]
+    weights = balanced(labels, 2)
+    gain = likelihood(logits[1], labels, labels, weights) - likelihood(logits[0], labels, labels, weights)
+    assert gain > 0.1
