@@ -20,6 +20,7 @@ import typer
 from nsfcli import params
 from nsfcli.command import HEAD, TEST, VAL, Settings
 from nsfcli.presets import PRESETS
+from nsfcli.sections import SECTIONS
 from stages.errors import BadParameter, CannotWrite, MissingFile
 
 # The names of the presets; the value of --preset is checked against them by Typer.
@@ -255,9 +256,9 @@ def _params(sections: Mapping[str, Mapping[str, Any]], trains: bool) -> str:
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
     checked = params.check(sections, where="init")
-    used = [name for name in params.SECTIONS if name in sections or name not in ("data", "model", "train", "extract")]
+    used = [name for name in SECTIONS if name in sections or name not in ("data", "model", "train", "extract")]
     if "data" in sections:
-        used = [name for name in params.SECTIONS if name != "train" or trains]
+        used = [name for name in SECTIONS if name != "train" or trains]
     document = CommentedMap()
     for name in used:
         section = checked[name]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nsfcli import params
 from nsfcli.presets import PRESETS
+from nsfcli.sections import SECTIONS
 from stages import models
 from stages.runtime import reproducible
 from tests.conftest import Done, assert_one_sentence, photos, planted, run_process
@@ -58,7 +59,7 @@ def test_presets_are_the_published_experiments(preset: str, nsf: Nsf, tmp_path: 
         assert recipe == {"optimizer": "sgd", "learning_rate": 3e-3, "schedule": "cosine"}
     # Every key is there, explained, and read back as it stands.
     loaded = params.load("train", {"model__source": None, "data__format": None}, tmp_path / "params.yaml")
-    assert set(loaded) == set(params.SECTIONS)
+    assert set(loaded) == set(SECTIONS)
     for name, section in loaded.items():
         assert set(written[name] or {}) == set(type(section).model_fields)
     text = (tmp_path / "params.yaml").read_text()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from nsfcli.app import COMMANDS
-from nsfcli.params import (
+from nsfcli.params import load, option_name
+from nsfcli.sections import (
     SECTIONS,
     CallableModel,
     CelebAData,
@@ -24,8 +25,6 @@ from nsfcli.params import (
     TorchvisionModel,
     TransformersModel,
     WaterbirdsData,
-    load,
-    option_name,
 )
 from stages.errors import BadParameter, MissingFile
 from tests.conftest import REPOSITORY, Done, assert_one_sentence

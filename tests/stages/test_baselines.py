@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import cosine_similarity
 
-from nsfcli.params import Method
+from nsfcli.sections import Method
 from stages import baselines
 from stages.baselines import BASELINES, Head
 from stages.eliminate import eliminate
