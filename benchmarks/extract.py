@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from stages import extract, models
+from stages import encoding, extract, models
 from stages.artifacts import Metadata
 from stages.data import open_split
 from stages.outputs import outputs
@@ -76,9 +76,9 @@ def _case(
         built = models.build(source="torchvision", classes=2, **spec)
         models.save(files, model, built, split.class_names, Metadata())
     opened = models.open_trained(model, None).classifier
-    encode, _, _ = extract.cut(opened, split, target)
+    encode, _, _ = encoding.cut(opened, split, target)
     batch = torch.stack([opened.transform(split.load(position)) for position in range(batch_size)]).to(target)
-    dtype = extract.compute_dtype("auto", target)
+    dtype = encoding.compute_dtype("auto", target)
 
     def forward() -> None:
         with torch.no_grad(), torch.autocast(target.type, dtype, enabled=dtype != torch.float32):

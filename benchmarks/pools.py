@@ -23,7 +23,7 @@ import torch
 from stages import models
 from stages.artifacts import Metadata
 from stages.data import Split, dominoes, open_split
-from stages.extract import cut, encoded, head_tensors
+from stages.encoding import cut, encoded, head_tensors
 from stages.outputs import outputs
 from stages.runtime import reproducible, resolve_device
 from stages.train import train

@@ -10,9 +10,10 @@ import numpy as np
 
 from stages import models
 from stages.data import SPLITS, open_split
+from stages.encoding import compute_dtype, cut, encoded, head_tensors
 from stages.errors import UserError
-from stages.extract import check_classes, compute_dtype, cut, encoded, head_tensors, number_as, same_names
 from stages.loading import check_kind, unreadable
+from stages.numbering import check_classes, number_as, same_names
 from stages.passes import predict
 from stages.runtime import begin, reproducible
 

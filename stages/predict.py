@@ -12,8 +12,8 @@ from stages import artifacts, models
 from stages.data import Split, open_image, read_csv
 from stages.data.folder import SUFFIXES
 from stages.data.table import read_rows_jsonl, read_rows_parquet
+from stages.encoding import compute_dtype, cut, encoded, head_tensors
 from stages.errors import BadData, Mismatch, MissingFile
-from stages.extract import compute_dtype, cut, encoded, head_tensors
 from stages.outputs import named_in, outputs
 from stages.runtime import Progress, begin, reproducible, silent
 

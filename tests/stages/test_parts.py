@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from stages import artifacts, extract, models, parts
+from stages import artifacts, encoding, extract, models, parts
 from stages.artifacts import Metadata
 from stages.data import open_split
 from stages.errors import BadData, BadValues, CannotWrite
@@ -437,7 +437,7 @@ def test_large_images_are_arranged_as_convolutions_like_them(tmp_path: Path) -> 
         encode, _, _ = models.split(classifier, batch)
         with torch.no_grad():
             expected = encode(batch)
-            arranged = extract._channels_last(network, encode, batch)
+            arranged = encoding._channels_last(network, encode, batch)
             assert (arranged is not encode) == last
             torch.testing.assert_close(arranged(batch), expected, rtol=1e-4, atol=1e-5)
-            assert extract._channels_last(network, encode, batch[:, :, :100]) is encode, "on CPUs small images do not gain"
+            assert encoding._channels_last(network, encode, batch[:, :, :100]) is encode, "on CPUs small images do not gain"

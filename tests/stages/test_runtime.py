@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from stages.encoding import compute_dtype
 from stages.errors import BadParameter
-from stages.extract import compute_dtype
 from stages.loading import worker_count
 from stages.runtime import begin, cores, quota, reproducible, resolve_device, thread_count, threads
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages import artifacts, extract, models, train
+from stages import artifacts, encoding, extract, models, train
 from stages.artifacts import Metadata
 from stages.data import Split, open_split
 from stages.errors import BadData, BadModel, BadValues, CannotWrite, Mismatch
@@ -379,7 +379,7 @@ def batches_of(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Features and positions, batch by batch, on the CPU."""
     options = {"workers": 0, "device": torch.device("cpu"), "dtype": torch.float32, "what": ""}
-    return list(extract.encoded(encode, model, split, batch_size=batch_size, **options))
+    return list(encoding.encoded(encode, model, split, batch_size=batch_size, **options))
 
 
 @pytest.mark.parametrize("batch_size", [3, 16, 100])
@@ -388,7 +388,7 @@ def test_threads_share_a_batch_and_keep_its_order(
 ) -> None:
     split = open_split("val", **data)
     opened = models.open_trained(trained, None).classifier
-    encode, _, _ = extract.cut(opened, split, torch.device("cpu"))
+    encode, _, _ = encoding.cut(opened, split, torch.device("cpu"))
     whole = torch.stack([opened.transform(split.load(position)) for position in range(len(split))])
     with torch.no_grad():
         expected = encode(whole)
@@ -411,7 +411,7 @@ def test_a_network_of_the_users_own_is_run_by_one_thread_at_a_time(data: dict[st
     split = open_split("val", **data)
     classifier = models.build(source="torchvision", architecture="resnet18", weights=None, image_size=24, classes=2)
     own = replace(classifier, spec={"source": "callable"})
-    encode, _, _ = extract.cut(own, split, torch.device("cpu"))
+    encode, _, _ = encoding.cut(own, split, torch.device("cpu"))
     callers: set[int] = set()
 
     def watched(inputs: torch.Tensor) -> torch.Tensor:
