@@ -6,10 +6,10 @@
     python -m benchmarks.method --auto       # measure solver auto anew and leave the rest: a quarter of an hour
     python -m benchmarks.method --docs       # write what was measured into docs/method.md, tables and curves
 
-Constants of `stages.identify` and of the modules of solver auto (`attributes`, `retraining`, `evidence`, `auto`) were chosen
-on the pools of role "tune"; what prompted each is told in docs/method-choices.md. The tables tell roles apart. Group labels
-are read for scoring and by the oracles: "oracle" is the regression in which every true group weighs the same, "own oracle"
-that of `auto`, in which rare groups weigh more, with the true groups. One JSON line per set in
+Constants of `stages.identify` and of the modules of solver auto (`attributes`, `mixture`, `retraining`, `evidence`, `auto`)
+were chosen on the pools of role "tune"; what prompted each is told in docs/method-choices.md. The tables tell roles apart.
+Group labels are read for scoring and by the oracles: "oracle" is the regression in which every true group weighs the same,
+"own oracle" that of `auto`, in which rare groups weigh more, with the true groups. One JSON line per set in
 benchmarks/results/method.jsonl.
 """
 

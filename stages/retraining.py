@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stages.attributes import Naming, agreed, pseudo_attributes
+from stages.attributes import agreed, pseudo_attributes
 from stages.logistic import RARITY, Heads, Moments, balanced, fit, folds, held_out, moments
+from stages.mixture import Naming
 from stages.runtime import Progress, silent
 
 if TYPE_CHECKING:

@@ -81,3 +81,10 @@ def too_sure() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Te
     weight, bias = fitted(*spurious(6000, bias=0.97, seed=5)[:2], 1e-2)
     features, labels, _ = spurious(1000, bias=0.5, seed=6)
     return features, labels, (3 * weight, 3 * bias)
+
+
+def shares(guess: torch.Tensor, labels: torch.Tensor, attributes: torch.Tensor) -> tuple[float, float]:
+    """Recall and precision of the minority, its attribute named right."""
+    minority, said = attributes != labels, guess != labels
+    hits = int((minority & said & (guess == attributes)).sum())
+    return hits / int(minority.sum()), hits / max(1, int(said.sum()))

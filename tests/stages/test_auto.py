@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from stages import auto, evidence, retraining
 from stages.artifacts import read
-from stages.attributes import EVENNESSES, SEEDS, Naming
+from stages.attributes import EVENNESSES, SEEDS
 from stages.auto import EVENED, GROUPS, PLAIN, Draw, repair
 from stages.evidence import LEAST_OF_CLASS, Evidence, calibration
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict, assess, identify
 from stages.logistic import balanced, fit, moments
+from stages.mixture import Naming
 from stages.passes import predict
 from stages.retraining import PENALTIES, Retrained, group_balanced, likelihood
 from tests.conftest import Done
