@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from os.path import realpath
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -240,7 +241,7 @@ def _spare(parameters: Path, options: Mapping[str, Any]) -> None:
         BadParameter: as said.
     """
     for name, value in options.items():
-        if isinstance(value, Path) and value.resolve() == parameters.resolve():
+        if isinstance(value, Path) and realpath(value) == realpath(parameters):
             option = f"option --{name.replace('_', '-')}"
             raise BadParameter(f"'{value}' holds the parameters", where=option, do="name another file")
 

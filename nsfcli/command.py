@@ -1,13 +1,18 @@
 """What the subcommands share: the global settings, the standard paths, and the options that name other paths."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nsfcli.console import Console
-from stages.errors import MissingFile
+from stages.errors import BadParameter, MissingFile
+
+if TYPE_CHECKING:
+    from nsfcli.sections import Section
 
 MODEL = Path("artifacts/model")
 FEATURES = Path("artifacts/features")
@@ -35,15 +40,33 @@ class Settings:
     debug: bool
 
 
-def trained(model: Path) -> Path:
-    """The folder of a model that `nsf train` wrote; the standard one need not be there.
+def trained(
+    model: Path, sections: "Mapping[str, Section]", overrides: Mapping[str, str | None]
+) -> tuple[Path, dict[str, Any] | None]:
+    """Which classifier a command takes: `model` and `own_model` of the stages.
+
+    What `nsf train` wrote to the folder `model` counts alone where it was named, where params.yaml has a section train, and
+    where nothing is said of a model; elsewhere so does the trained classifier of section model, see `models.open_trained`.
 
     Raises:
-        MissingFile: another one was named and is not there.
+        MissingFile: a folder was named and is not there.
+        BadParameter: options name another model than the one that was trained.
     """
-    if model != MODEL and not model.exists():
+    from stages.artifacts import exists
+    from stages.models import trained_from
+
+    there = exists(model)
+    if model != MODEL and not there:
         raise MissingFile("there is no such model", where=model, do="check --model, or leave it out")
-    return model
+    section = sections["model"]
+    if model == MODEL and "train" not in sections and (section.model_fields_set or not there):
+        return model, section.model_dump()
+    given = [name for name, value in overrides.items() if name.startswith("model__") and value is not None]
+    if given and there and trained_from(model) not in (None, section.model_dump()):
+        option = f"option --{given[0].replace('__', '-').replace('_', '-')}"
+        do = "run `nsf train` with it first, or leave it out"
+        raise BadParameter(f"{model} was trained with another section 'model'", where=option, do=do)
+    return model, None
 
 
 def base_head(head: Path | None, features: Path, standard_features: Path) -> Path | None:
@@ -59,9 +82,10 @@ def base_head(head: Path | None, features: Path, standard_features: Path) -> Pat
 
     # In shards they go by the name of their index as well.
     standard = standard_features, standard_features.with_name(standard_features.name + artifacts.INDEX_SUFFIX)
-    if features.resolve() not in {path.resolve() for path in standard}:
+    # Not Path.resolve, which ends in an error where symbolic links lead in a circle.
+    if realpath(features) not in {realpath(path) for path in standard}:
         return None
-    return HEAD if HEAD.exists() or artifacts.written_by_nsf(features) else None
+    return HEAD if artifacts.exists(HEAD) or artifacts.written_by_nsf(features) else None
 
 
 def _option(help: str) -> object:
@@ -71,7 +95,7 @@ def _option(help: str) -> object:
 ModelOption = Annotated[
     Path,
     typer.Option(
-        help="What `nsf train` wrote; where it is not there, the trained model of section model is taken.",
+        help="What `nsf train` wrote; where it wrote nothing for section model, the trained model of that section is taken.",
         metavar="DIR",
         rich_help_panel="Files",
     ),

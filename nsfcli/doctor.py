@@ -19,12 +19,12 @@ def doctor(ctx: typer.Context, model: ModelOption = MODEL, **overrides: str | No
 
     settings: Settings = ctx.obj
     sections = params.load("doctor", overrides, settings.params)
+    model, own_model = trained(model, sections, overrides)
     extract = sections["extract"].model_dump()
     found = run(
         data=sections["data"].model_dump(),
-        model=trained(model),
-        # A params.yaml with a section train is one of a pipeline that trains the model first.
-        own_model=None if "train" in sections else sections["model"].model_dump(),
+        model=model,
+        own_model=own_model,
         planned=sections["model"].model_dump(),
         batch_size=min(extract["batch_size"], 64),
         precision=extract["precision"],

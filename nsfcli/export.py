@@ -38,9 +38,10 @@ def export(
 
     settings: Settings = ctx.obj
     sections = params.load("export", overrides, settings.params)
+    model, own_model = trained(model, sections, overrides)
     summary = run(
-        model=trained(model),
-        own_model=sections["model"].model_dump(),
+        model=model,
+        own_model=own_model,
         head=head,
         update=update,
         out=out,

@@ -33,11 +33,12 @@ def extract(
 
     settings: Settings = ctx.obj
     sections = params.load("extract", overrides, settings.params)
+    model, own_model = trained(model, sections, overrides)
     with settings.console.progress() as progress:
         summary = run(
             data=sections["data"].model_dump(),
-            model=trained(model),
-            own_model=sections["model"].model_dump(),
+            model=model,
+            own_model=own_model,
             out=out,
             head_out=head_out,
             device=settings.device,

@@ -45,14 +45,15 @@ def predict(
 
     settings: Settings = ctx.obj
     sections = params.load("predict", overrides, settings.params)
+    model, own_model = trained(model, sections, overrides)
     # New samples are laid out as those that the model was made for, unless it is said otherwise.
     data = sections.get("data")
     with settings.console.progress() as progress:
         result = run(
             paths=paths or [],
             texts=text or [],
-            model=trained(model),
-            own_model=sections["model"].model_dump(),
+            model=model,
+            own_model=own_model,
             update=update,
             out=out,
             text_column=text_column or getattr(data, "text_column", None) or "text",

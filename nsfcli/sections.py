@@ -16,6 +16,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 # Up to what float32 holds.
 Rate = Annotated[float, Field(gt=0, le=1e38)]
+# Beyond, nothing is learned from the samples, or nothing else counts.
+Strength = Annotated[float, Field(ge=1e-12, le=1e12)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Auto = Literal["auto"]
 
@@ -254,7 +256,7 @@ class UpdateSection(Section):
     """The new linear head."""
 
     solver: Literal["auto", "published"] = Field("auto", description="Group-balanced regression, or the paper's training.")
-    regularization: Auto | Rate = Field("auto", description="Of solver auto: inverse strength C; auto cross-validates.")
+    regularization: Auto | Strength = Field("auto", description="Of solver auto: inverse strength C; auto cross-validates.")
     steps: Size = Field(500, description="Of solver published: steps, half rescued and half conforming samples each.")
     learning_rate: Rate = Field(0.001, description="Of solver published: AdamW's.")
     seed: Seed = Field(0, description="Of the folds; of solver published: of the initialisation and the batches.")

@@ -106,7 +106,7 @@ def _messages(summary: Mapping[str, Any], *, force: bool) -> Iterator[str]:
     elif first is not None and summary["verdict"] != first:
         yield (
             f"`nsf identify` said '{first}'; the minority as re-estimated (mirror {_signed(summary['mirror'])}) and "
-            f"cross-validation (balanced accuracy {_signed(summary['better'])}) say '{summary['verdict']}'."
+            f"cross-validation ({_better(summary['better'])}) say '{summary['verdict']}'."
         )
     if summary["doubt"] is not None and not force:
         yield (
@@ -134,6 +134,11 @@ def _idle(solver: str, overrides: Mapping[str, str | None], *, force: bool) -> l
     given = {name.removeprefix("update__") for name, value in overrides.items() if value is not None}
     idle = sorted(given - {*READS[solver]}) + (["force"] if force and solver != "auto" else [])
     return [params.option_name("update", key, "update") for key in idle]
+
+
+def _better(value: float | None) -> str:
+    """What a head gains in class-balanced accuracy; None where a class has too few samples for one."""
+    return "a class has too few samples for an accuracy" if value is None else f"class-balanced accuracy {value:+.2f}"
 
 
 def _signed(value: float | None) -> str:

@@ -304,7 +304,7 @@ def shards(path: Path) -> list[Path] | None:
         MissingFile: a shard is not there.
     """
     index = index_of(path)
-    if (index != path and _exists(path)) or not index.is_file():
+    if (index != path and exists(path)) or not index.is_file():
         return None
     try:
         names = list(dict.fromkeys(str(name) for name in json.loads(index.read_text())["weight_map"].values()))
@@ -403,13 +403,19 @@ def _check_finite_rows(rows: Rows, files: Sequence[Path]) -> None:
 
 def written_by_nsf(path: Path) -> bool:
     """Whether the file, or the first of its shards, is there and says that nsf wrote it; its tensors are left alone."""
+    found = peek(path)
+    return found is not None and found != Metadata()
+
+
+def peek(path: Path) -> Metadata | None:
+    """The metadata of a file, or of the first of its shards; None where there are none to be had."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str((shards(path) or [path])[0]), framework="numpy") as file:
-            return "schema_version" in (file.metadata() or {})
+            return Metadata.from_strings(file.metadata() or {}, path)
     except (SafetensorError, OSError, UserError):
-        return False
+        return None
 
 
 def read_model(path: Path) -> tuple[dict[str, "Tensor"], Metadata, str]:
@@ -454,7 +460,7 @@ def _fingerprint_of_rows(rows: Rows, labels: "Tensor") -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Whether there is such a file, or a folder on the way to it may not be looked into.
 
     Raises:
@@ -470,7 +476,7 @@ def _open(kind: str, path: Path, made_by: str) -> tuple[dict[str, "Tensor"], Met
     """All tensors of a safetensors file (mapped, not copied) and its metadata."""
     from safetensors import SafetensorError, safe_open
 
-    if not _exists(path):
+    if not exists(path):
         raise MissingFile(f"there is no such file (the {kind} artifact)", where=path, do=made_by)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no regular file (a pipe, perhaps)"

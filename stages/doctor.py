@@ -13,7 +13,7 @@ from stages.data import SPLITS, open_split
 from stages.encoding import compute_dtype, cut, encoded, head_tensors
 from stages.errors import UserError
 from stages.loading import check_kind, unreadable
-from stages.numbering import check_classes, number_as, same_names
+from stages.numbering import check_classes, check_two_classes, number_as, same_names
 from stages.passes import predict
 from stages.runtime import begin, reproducible
 
@@ -55,6 +55,7 @@ def run(
     target = begin(device)
     dtype = compute_dtype(precision, target)
     val = open_split("val", **data)
+    check_two_classes(val)
     splits: dict[str, Any] = {}
     for name in SPLITS:
         try:

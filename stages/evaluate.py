@@ -46,7 +46,8 @@ def run(
     new = artifacts.read("update", update)
     base = artifacts.read("head", head) if head is not None else None
     agree("d", data, new, base)
-    check_model(data, base)
+    for each in (base, new):
+        check_model(data, each)
     classes = agree("C", base, new)
     check_lineage(new, head=base)
     check_known(data, classes, new, do="give test features of the same classes")

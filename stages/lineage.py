@@ -40,7 +40,7 @@ def check_lineage(artifact: Artifact, **inputs: Artifact | None) -> None:
 
 
 def check_model(features: Artifact, head: Artifact | None) -> None:
-    """Refuse a head that nsf took from another model than the one that the features were extracted with.
+    """Refuse a head, a base one or an update's, of another model than the one that the features were extracted with.
 
     Raises:
         Mismatch: both files say which model they are of, and it is not the same.
@@ -50,7 +50,7 @@ def check_model(features: Artifact, head: Artifact | None) -> None:
         raise Mismatch(
             f"is the head of another model than the one that {features.path} was extracted with",
             where=head.path,
-            do="give features and head of one run of `nsf extract`",
+            do="give features and head of one model",
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from stages.data import Split
-from stages.errors import Mismatch
+from stages.errors import BadData, Mismatch
 from stages.lineage import comparable
 from stages.models import Classifier, Opened
 
@@ -20,6 +20,14 @@ def check_classes(classifier: Classifier, classes: int, split: Split) -> None:
             "numbers as classes start at 0)",
             where=classifier.name,
             do="run `nsf train` on this data, or give the data that the model is for",
+        )
+
+
+def check_two_classes(split: Split) -> None:
+    """Raise BadData where there is nothing to tell apart."""
+    if len(split.class_names) < 2:
+        raise BadData(
+            f"holds one class only ({', '.join(split.class_names)})", where="data", do="give samples of at least two classes"
         )
 
 

@@ -12,6 +12,7 @@ from stages.data import Split, open_split
 from stages.errors import BadData, BadValues, UserError
 from stages.loading import batches, unreadable
 from stages.models import Classifier
+from stages.numbering import check_two_classes
 from stages.outputs import check_computed, named_in, outputs
 from stages.runtime import Progress, begin, keep_freed_memory, reproducible, silent
 
@@ -126,12 +127,13 @@ def run(
     """
     begin(device)
     split = open_split("train", **data)
+    check_two_classes(split)
     skipped: list[UserError] | None = [] if data.get("on_error") == "skip" else None
     with outputs(*named_in(data, model)) as files, reproducible(seed, strict=False):
         files.check(out / models.FILE_NAME)
         classifier = models.build(**model, classes=len(split.class_names))
         accuracy = train(classifier, split, workers=workers, device=device, skipped=skipped, progress=progress, **parameters)
-        metadata = Metadata(parameters={"data": dict(data), "train": {**parameters, "seed": seed}})
+        metadata = Metadata(parameters={"data": dict(data), "model": dict(model), "train": {**parameters, "seed": seed}})
         weights = {name: t for name, t in classifier.network.state_dict().items() if t.is_floating_point()}
         try:
             check_computed(out, weights, do="lower train.learning_rate")

@@ -125,7 +125,7 @@ def load(folder: Path) -> Opened:
     Raises:
         MissingFile, WrongArtifact, BadModel: no such model, another file, or weights that do not fit.
     """
-    path = Path(folder) / FILE_NAME if Path(folder).is_dir() else Path(folder)
+    path = _file_in(folder)
     state, metadata, fingerprint = artifacts.read_model(path)
     spec = json.loads(metadata.notes["model"])
     names = [str(name) for name in metadata.class_names or []]
@@ -136,8 +136,22 @@ def load(folder: Path) -> Opened:
     return Opened(replace(model, checkpoint=checkpoint, trained=True), names, fingerprint, True)
 
 
+def trained_from(folder: Path) -> Mapping[str, Any] | None:
+    """The `model` section that `nsf train` was given when it wrote `folder`; None where it wrote none, or does not say."""
+    found = artifacts.peek(_file_in(folder))
+    section = found.parameters.get("model") if found is not None and found.kind == "model" else None
+    return section if isinstance(section, Mapping) else None
+
+
+def _file_in(folder: Path) -> Path:
+    """The model's file: in this folder, or this file itself."""
+    return Path(folder) / FILE_NAME if Path(folder).is_dir() else Path(folder)
+
+
 def open_trained(folder: Path, section: Mapping[str, Any] | None) -> Opened:
     """The trained classifier: what `nsf train` wrote to `folder`, or where there is none, the `model` section's own.
+
+    So too where `nsf train` was given another section: what it wrote then is left from earlier work in this folder.
 
     Raises:
         MissingFile: neither is there.
@@ -145,7 +159,7 @@ def open_trained(folder: Path, section: Mapping[str, Any] | None) -> Opened:
     """
     # Where weights are filled in at random first, the same ones each time.
     with reproducible(seed=0):
-        if section is None or folder.exists():
+        if section is None or (folder.exists() and trained_from(folder) in (None, section)):
             return load(folder)
         model = build(**section, classes=None)
     if not model.trained:

@@ -468,8 +468,24 @@ def test_a_head_of_another_model(command: str, option: str, refuse: Refuse) -> N
     path = standard(command, "features")
     for name, target, model in ((path, "features", "sha256:a"), (Path("artifacts/head.safetensors"), "head", "sha256:b")):
         rewrite(name, name, {}, schema_version="1", kind=target, stage="extract", inputs=json.dumps({"model": model}))
-    words = "is the head of another model than the one that", "give features and head of one run of `nsf extract`"
+    words = "is the head of another model than the one that", "give features and head of one model"
     refuse(command, ["--features", path, "--head", "artifacts/head.safetensors"], *words)
+
+
+def test_an_update_of_another_model(refuse: Refuse) -> None:
+    """Without a base head beside them, too, the update and the features say which model they are of."""
+    test, update = standard("evaluate", "features"), Path("artifacts/update.safetensors")
+    for path, kind, stage, model in ((test, "features", "extract", "sha256:a"), (update, "update", "update", "sha256:b")):
+        rewrite(path, path, {}, schema_version="1", kind=kind, stage=stage, inputs=json.dumps({"model": model}))
+    Path("elsewhere.safetensors").write_bytes(test.read_bytes())
+    words = "update.safetensors: is the head of another model than the one that elsewhere.safetensors was extracted with"
+    refuse("evaluate", ["--features", "elsewhere.safetensors"], words)
+
+
+def test_links_in_a_circle(refuse: Refuse) -> None:
+    Path("one").symlink_to("other")
+    Path("other").symlink_to("one")
+    refuse("identify", ["--features", "one"], "one: there is no such file")
 
 
 @pytest.mark.parametrize(("command", "output"), [case for case in WRITES if case[1] != "out"])

@@ -297,6 +297,40 @@ def test_splits_that_number_their_classes_differently(images: Path, tmp_path: Pa
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
+def test_one_class_is_nothing_to_train_on(tmp_path: Path) -> None:
+    photos(tmp_path / "photos", {"train": 3, "val": 3, "test": 3}, size=24, noise=10, lift=0)
+    for split in ("train", "val", "test"):
+        shutil.rmtree(tmp_path / "photos" / split / "warm")
+    with pytest.raises(BadData, match=r"data: holds one class only \(cold\); give samples of at least two classes"):
+        train_on({"format": "folder", "root": str(tmp_path / "photos")}, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("command", ["extract", "doctor"])
+def test_a_model_that_is_left_from_earlier_work(
+    command: str, nsf: Callable[..., Done], images: Path, trained: Path, tmp_path: Path
+) -> None:
+    """What `nsf train` once wrote here is not what section model names."""
+    shutil.copytree(trained, tmp_path / "artifacts/model")
+    torch.save(models.build(**{**MODEL, "classes": 2}).network.state_dict(), tmp_path / "own.pt")
+    section = "{source: torchvision, architecture: resnet18, weights: own.pt, image_size: [24, 24]}"
+    data = f"data: {{format: folder, root: '{images}'}}\n"
+
+    def left_over(parameters: str, *options: str) -> bool:
+        (tmp_path / "params.yaml").write_text(data + parameters)
+        done = nsf(command, "--device", "cpu", *options)
+        assert done.code == 0, done.stderr
+        return "artifacts/model" in done.stdout
+
+    assert left_over("") and not left_over(f"model: {section}\n")
+    assert left_over(f"model: {section}\ntrain: {{epochs: 1}}\n"), "the pipeline trains first"
+    assert left_over(f"model: {section.replace('own.pt', 'null')}\n"), "it was trained with this section"
+    assert not left_over("", "--model-weights", "own.pt"), "without a section train the option is heard"
+    (tmp_path / "params.yaml").write_text(f"{data}train: {{epochs: 1}}\n")
+    words = "option --model-weights", "artifacts/model was trained with another section 'model'"
+    assert_one_sentence(nsf(command, "--model-weights", "own.pt"), *words)
+
+
 def test_a_model_that_gives_nan(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
     opened = models.load(trained)
     model, names = opened.classifier, opened.class_names
