@@ -37,13 +37,18 @@ CHANGE_TOLERANCE = 1e-7
 # the compiled loop.
 LEAST_SHARED = 1 << 18
 MANY_CLASSES = 32
+# Times its mean, the deviation of a feature that does not vary: what rounding leaves of it must not count either.
+BEYOND = 1e12
 # Columns of a block that `moments` sums together.
 COLUMNS = 256
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and standard deviation (d,) float32 of the features; a feature that does not vary has deviation 1."""
+    """Mean and standard deviation (d,) float32 of the features.
+
+    A feature that does not vary has a deviation beyond anything: standardised it is nothing, and no head weighs it.
+    """
 
     mean: "Tensor"
     deviation: "Tensor"
@@ -67,7 +72,8 @@ def moments(features: "Features") -> Moments:
     deviation = (distributed.summed(squares) / samples).sqrt().to(torch.float32)
     # Below this a feature is a constant with rounding errors, and dividing by it would blow them up.
     constant = deviation <= 1e-6 * mean.abs().clamp(min=1e-30)
-    return Moments(mean, torch.where(constant, 1.0, deviation))
+    beyond = (BEYOND * mean.abs().clamp(min=1.0)).clamp(max=torch.finfo(torch.float32).max)
+    return Moments(mean, torch.where(constant, beyond, deviation))
 
 
 @dataclass(frozen=True)

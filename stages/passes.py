@@ -151,13 +151,14 @@ def group_sums(
 def nearest(features: "Features", points: "Tensor", *, progress: Progress = silent) -> "Tensor":
     """Index (n,) int64 of the point (C, d) that is nearest (L2) to each row of features (n, d).
 
-    ||x - p||^2 = ||x||^2 - 2 x.p + ||p||^2, and ||x||^2 is the same for all points. In float64, so that the
-    cancellation does not decide between two near points.
+    ||x - p||^2 = ||x||^2 - 2 x.p + ||p||^2, and ||x||^2 is the same for all points. In float64 and from the first point on,
+    so that the cancellation does not decide between two near points, nor a feature that they share.
     """
     import torch
 
     target = points.to(torch.float64)
-    [closest] = best(features, [(target, -target.square().sum(dim=1) / 2)], what="nearest", progress=progress)
+    apart = target - target[:1]
+    [closest] = best(features, [(apart, -(apart * (target + target[:1])).sum(dim=1) / 2)], what="nearest", progress=progress)
     return closest
 
 

@@ -228,6 +228,7 @@ def _by_auto(
 def _numbers(evidence: Evidence) -> dict[str, float | None]:
     """What speaks for a repair, rounded for the summary."""
     measures = {
+        "mirror_of_completed": evidence.mirror,
         "recovered": evidence.recovered,
         "gained": evidence.gained,
         "shared": evidence.shared,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from stages import auto, evidence, retraining
 from stages.artifacts import read
 from stages.attributes import EVENNESSES, SEEDS
-from stages.auto import EVENED, GROUPS, PLAIN, Draw, repair
+from stages.auto import EVENED, FAULTLESS, GROUPS, PLAIN, Draw, repair
 from stages.evidence import LEAST_OF_CLASS, Evidence, calibration
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict, assess, identify
 from stages.logistic import balanced, fit, moments
@@ -373,6 +373,35 @@ def test_a_class_of_a_few_samples_carries_nothing(rare: int) -> None:
     assert done.evidence is not None and done.evidence.better is None and done.kept is not None
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize(("count", "value"), [(5, 3e6), (1, 1.7e9)])
+def test_features_that_do_not_vary_have_no_say(count: int, value: float, classes: int) -> None:
+    """A timestamp, say: what rounding leaves of it is not to decide."""
+    features, labels, _ = spurious(1600, bias=0.9, classes=classes)
+    weight, bias = biased_head(classes)
+    done = repair(features, labels, (weight, bias))
+    beside = torch.cat([features, torch.full((1600, count), value)], dim=1)
+    same = repair(beside, labels, (torch.cat([weight, torch.zeros(classes, count)], dim=1), bias))
+    assert done.kept is None and same.kept is None and done.retrained is not None and same.retrained is not None
+    assert torch.equal(done.retrained.attributes, same.retrained.attributes)
+    torch.testing.assert_close(same.weight[:, :WIDTH], done.weight, atol=1e-4, rtol=1e-3)
+    assert float(same.weight[:, WIDTH:].abs().max()) < 1e-20
+
+
+def test_a_base_head_that_makes_no_mistake_is_kept() -> None:
+    """An attribute that goes with the class in the split is no evidence against a head that has all of it right."""
+    features, labels, _ = spurious(1200, bias=0.9)
+    features[torch.arange(1200), 10 + labels] += 20.0
+    base = torch.zeros(2, WIDTH)
+    base[[0, 1], [10, 11]] = 1.0
+    done = repair(features, labels, (base, torch.zeros(2)))
+    assert done.kept == FAULTLESS and torch.equal(done.weight, base) and done.evidence is None
+    assert repair(features, labels, (base, torch.zeros(2)), force=True).remedy == GROUPS
+    # One mistake, and it is looked into.
+    labels[0] = 1 - labels[0]
+    assert repair(features, labels, (base, torch.zeros(2))).kept != FAULTLESS
+
+
 def test_the_same_seed_gives_the_same_bits() -> None:
     features, labels, _ = spurious(600)
     first, second = (repair(features, labels, biased_head(), seed=5) for _ in range(2))
@@ -399,6 +428,7 @@ def test_the_chain(nsf: Callable[..., Done]) -> None:
     steps = nsf("eliminate", "--json").json["steps"]
     assert 10 < steps < 350
     done = nsf("update", "--json")
+    assert done.json["mirror_of_completed"] < -0.5
     assert done.json["solver"] == "auto" and not done.json["base_head_kept"] and done.json["verdict"] == "biased"
     made = read("update", Path("artifacts/update.safetensors"))
     assert made["pseudo_attributes"].shape == (800,)

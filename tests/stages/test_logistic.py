@@ -70,7 +70,7 @@ def test_heads_on_the_features_as_they_are() -> None:
 def test_moments_of_large_and_of_constant_features() -> None:
     features = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e-3, 0.0]) + 1000
     found = moments(features)
-    assert found.deviation[2] == 1.0
+    assert found.deviation[2] >= 1e14
     torch.testing.assert_close(found.mean, features.double().mean(dim=0).float())
     torch.testing.assert_close(
         found.deviation[:2], features.double().std(dim=0, correction=0).float()[:2], rtol=1e-3, atol=0
@@ -81,7 +81,7 @@ def test_a_constant_with_rounding_errors_is_not_blown_up() -> None:
     features = 1000 + 1e-4 * torch.randn(500, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rounded = features.to(torch.float32)
     assert rounded.unique().numel() > 1
-    assert moments(rounded).deviation.tolist() == [1.0]
+    assert float(((rounded - moments(rounded).mean) / moments(rounded).deviation).abs().max()) < 1e-15
 
 
 def test_a_start_at_the_solution_stays_there() -> None:
