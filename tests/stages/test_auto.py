@@ -460,8 +460,8 @@ def test_a_second_look_is_told(nsf: Callable[..., Done]) -> None:
     assert (done.json["verdict_of_identify"], done.json["verdict"]) == (CANNOT_TELL, BIASED)
     mirror, better = (f"{done.json[key]:+.2f}" for key in ("mirror", "better"))
     assert done.stderr == (
-        f"`nsf identify` said 'cannot tell'; the minority as re-estimated (mirror {mirror}) and cross-validation (class-balanced "
-        f"accuracy {better}) say 'biased'.\n"
+        f"`nsf identify` said 'cannot tell'; the minority as re-estimated (mirror {mirror}) and cross-validation "
+        f"(class-balanced accuracy {better}) say 'biased'.\n"
     )
 
 
