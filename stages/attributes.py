@@ -52,6 +52,9 @@ EVEN_AGREED = 0.5
 HALF = 0.5
 HALF_AGREED = 0.5
 HALF_OVERUSED = 1.0
+# With more classes than these the mixture alone names: of each class x name cell there are too few samples for a classifier,
+# whose rounds lead away from what they began with.
+MOST_CLASSIFIED = 10
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ def pseudo_attributes(
     import torch
 
     mixture = Mixture.of(features, labels, classes, scaling, seed)
+    if classes > MOST_CLASSIFIED:
+        return _named(mixture, _rounds(mixture, nearest, progress))
     drawn_away = torch.bincount(labels[nearest != labels], minlength=classes).double()
     plenty = float((drawn_away / torch.bincount(labels, minlength=classes)).mean()) >= PLENTY
     classified = _classified(features, labels, nearest, classes, scaling, seed, progress)
@@ -119,9 +124,16 @@ def pseudo_attributes(
         found = [even or _searched(mixture, nearest, classified, progress)]
     else:
         found = _several(mixture, nearest, classified, plenty, base, progress)
+    return _named(mixture, found)
+
+
+def _named(mixture: "Mixture", found: list[tuple["Tensor", Naming]]) -> Named:
+    """The candidates, and what their agreement shares among classes."""
+    import torch
+
     readings = torch.stack([names for names, _ in found])
     attributes = agreed(readings)
-    share = float((attributes != labels).double().mean())
+    share = float((attributes != mixture.labels).double().mean())
     shared = mixture.transfer(attributes) / share if share else None
     return Named(readings, tuple(naming for _, naming in found), shared)
 
@@ -151,12 +163,16 @@ def _several(
     settled = by_cell.settle(large, progress)
     if _agreement(settled[0], doubted[0], labels) >= AGREED:
         return [settled, by_cell.settle(small, progress), doubted, classified]
-    rounds = [
+    return [*_rounds(mixture, nearest, progress), classified]
+
+
+def _rounds(mixture: "Mixture", nearest: "Tensor", progress: Progress) -> list[tuple["Tensor", Naming]]:
+    """What the mixture makes of the nearest centroid's word."""
+    return [
         replace(mixture, evenness=evenness, seed=mixture.seed * SEEDS + number).settle(nearest, progress)
         for number in range(SEEDS)
         for evenness in EVENNESSES
     ]
-    return [*rounds, classified]
 
 
 def _agreement(one: "Tensor", other: "Tensor", labels: "Tensor") -> float:

@@ -201,6 +201,19 @@ def test_doubts_are_the_base_heads_and_without_one_the_nearest_centroids(monkeyp
     torch.testing.assert_close(nearness, -torch.cdist(features, group_means(features, labels, 3)))
 
 
+def test_many_classes_are_the_mixtures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 30 x 30 cells most have no sample or two, and rounds of a classifier would lead away from all they began with."""
+    generator = torch.Generator().manual_seed(0)
+    places, shifts = 1.2 * torch.randn(30, 64, generator=generator), 1.5 * torch.randn(30, 64, generator=generator)
+    labels = torch.arange(2000) % 30
+    elsewhere = torch.randint(0, 30, (2000,), generator=generator)
+    true = torch.where(torch.rand(2000, generator=generator) < 0.8, labels, elsewhere)
+    features = torch.randn(2000, 64, generator=generator) + places[labels] + shifts[true]
+    assert float((found(features, labels, 30) == true).double().mean()) > 0.99
+    monkeypatch.setattr(attributes, "MOST_CLASSIFIED", 30)
+    assert float((found(features, labels, 30) == true).double().mean()) < 0.7
+
+
 def test_agreement_counts_names() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1])
     one, other = torch.tensor([0, 1, 2, 1, 1, 2]), torch.tensor([0, 1, 1, 0, 0, 2])
