@@ -69,7 +69,8 @@ def _lines(found: dict[str, Any]) -> str:
         if model["unreadable"]:
             lines.append(f"  {model['unreadable']} more cannot be read, the first: {model['first_unreadable']}")
         if model["accuracy"] <= 1 / model["classes"]:
-            lines.append("  no better than chance: check the order of the classes, the weights and model.image_size")
+            size = "model.image_size" if found["kind"] == "image" else "model.max_length"
+            lines.append(f"  no better than chance: check the order of the classes, the weights and {size}")
         if not model["bias"]:
             lines.append(
                 "  its head has no bias, and a repaired head needs one: `nsf export` can write no checkpoint of it; "

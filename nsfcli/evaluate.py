@@ -31,7 +31,12 @@ def evaluate(
     out: OutOption = EVALUATE,
     metrics: MetricsOption = METRICS,
     groups: Annotated[
-        Path | None, typer.Option(help="Each group's accuracy as CSV, for plots.", metavar="FILE", rich_help_panel="Files")
+        Path | None,
+        typer.Option(
+            help="Each group's accuracy as CSV, for `dvc plots`; the pipeline writes metrics/groups.csv.",
+            metavar="FILE",
+            rich_help_panel="Files",
+        ),
     ] = None,
     **overrides: str | None,
 ) -> None:

@@ -121,7 +121,7 @@ def dfr(
     scaling = logistic.moments(features)
     groups = groups_of(labels, attributes)
     found = torch.unique(groups[attributes >= 0])
-    rows = [((groups == group) & (attributes >= 0)).nonzero().flatten() for group in found]
+    rows = [(groups == group).nonzero().flatten() for group in found]
     smallest = min(len(members) for members in rows)
     generator = torch.Generator().manual_seed(seed)
     weight, bias = torch.zeros(classes, width, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)
