@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,31 @@ def test_each_row_is_chosen_by_its_own_groups(monkeypatch: pytest.MonkeyPatch) -
     # A true group of four samples is left out, and column 1 is then right more often.
     attributes[68:72] = 0
     assert chosen(attributes)[GROUP_LABELS] == [{"column": 1}]
+
+
+def test_a_seed_decides_the_folds_that_settings_are_compared_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def noted(labels: torch.Tensor, strata: torch.Tensor, seed: int) -> torch.Tensor:
+        seen.append(seed)
+        return stratified_folds(labels, strata, seed)
+
+    monkeypatch.setattr(module, "stratified_folds", noted)
+    compare(**given(methods=["last-layer"], seeds=3))
+    assert seen == [0, 1, 2]
+
+
+def test_settings_of_dfr_are_compared_by_one_subset_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the head that is reported is the mean over all of them."""
+    seen: list[int] = []
+
+    def noted(*given: object, subsets: int = 10, **rest: object) -> Head:
+        seen.append(subsets)
+        return BASE
+
+    monkeypatch.setitem(BASELINES, "dfr", replace(BASELINES["dfr"], fit=noted))
+    compare(**given(methods=["dfr"], seeds=1))
+    assert seen == [1] * (5 * len(BASELINES["dfr"].grid)) + [10]
 
 
 def test_merit_is_the_worst_of_the_large_groups_then_the_mean() -> None:

@@ -137,3 +137,25 @@ def test_a_rare_class_is_nothing_that_a_head_does_not_use() -> None:
     weights = balanced(labels, 2)
     gain = likelihood(logits[1], labels, labels, weights) - likelihood(logits[0], labels, labels, weights)
     assert gain > 0.1
+
+
+@pytest.mark.parametrize(("errors", "unused", "sure"), [(3.0, 0.1, True), (2.99, 0.5, False), (9.0, 0.099, False)])
+def test_whether_a_base_head_is_far_too_sure(errors: float, unused: float, sure: bool) -> None:
+    assert Evidence(errors=errors, unused=unused).far_too_sure() is sure
+
+
+@pytest.mark.parametrize(("lost", "given_up"), [((), False), ((2,), True), ((3,), True), ((2, 3), True), ((0,), False)])
+def test_one_small_class_given_up_is_enough(lost: tuple[int, ...], given_up: bool) -> None:
+    """Of four classes, two of five samples each; a large one counts by *better*."""
+    features, labels, attributes = spurious(400, classes=4, bias=0.9)
+    kept = (labels < 2) | (torch.arange(400) < 20)
+    features, labels, attributes = features[kept], labels[kept], attributes[kept]
+    base = torch.zeros(4, WIDTH)
+    base[range(4), range(10, 14)] = 1.0
+    before = predict(features, base, torch.zeros(4)) == labels
+    new = group_balanced(features, labels, attributes, classes=4, scaling=moments(features), regularization=1.0)
+    right = before.clone()
+    for index in lost:
+        right[((labels == index) & before).nonzero()[0]] = False
+    evidence = weigh(features, labels, replace(new, right=right), (base, torch.zeros(4)), classes=4)
+    assert evidence.given_up is given_up and evidence.better is None
