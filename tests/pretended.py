@@ -48,7 +48,22 @@ def pretended_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for name, answer in answers.items():
             patched.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
         patched.setattr(torch.cuda, "Event", Event)
+        patched.setattr(torch.nn.Module, "to", _module_to)
         yield
+
+
+_moved = torch.nn.Module.to
+
+
+def _module_to(network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+    """`Module.to`, which would leave the parameters the objects that they are: for networks that are not trained."""
+    if not args or torch.device(args[0]).type != "cuda":
+        return _moved(network, *args, **kwargs)
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                tensors[name] = None if tensor is None else tensor.detach().to(CUDA)  # type: ignore[assignment]
+    return network
 
 
 def _called(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -56,6 +71,8 @@ def _called(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     name = getattr(func, "__name__", "")
     attribute = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else ""
+    if name == "pin_memory":
+        return args[0]
     if attribute in SAID:
         return SAID[attribute] if isinstance(args[0], Pretended) else func(*args, **kwargs)
     tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from stages import auto
+from stages import auto, models
 from stages.auto import EVENED, GROUPS, repair
 from stages.eliminate import eliminate
 from stages.identify import assess, identify
@@ -17,7 +18,7 @@ from stages.neutralize import neutralize
 from stages.passes import predict
 from stages.rows import Rows
 from stages.update import select, update
-from tests.conftest import Done
+from tests.conftest import Done, photos
 from tests.pretended import Pretended, pretended_cuda
 from tests.stages.planted import WIDTH, biased_head, spurious, too_sure, uneven
 
@@ -107,3 +108,19 @@ def test_the_commands(solver: str, nsf: Callable[..., Done], own_features: Calla
         done = nsf(command, "--device", "cuda", "--features", f"{features}.safetensors", *given,
                    "--out", made.get(command, "evaluate.st"), *extra.get(command, []))  # fmt: skip
         assert done.code == 0, done.stderr
+
+
+@pytest.mark.usefixtures("cuda")
+def test_doctor_and_extract(nsf: Callable[..., Done], tmp_path: Path) -> None:
+    """Of a network that is moved to the device, batches after it."""
+    photos(tmp_path / "photos", {"val": 5, "test": 3}, size=24, noise=160, lift=90)
+    network = models.build(source="torchvision", architecture="resnet18", weights=None, image_size=24, classes=2).network
+    torch.save(network.state_dict(), "own.pt")
+    where = ("--model-weights", "own.pt", "--model-image-size", 24)
+    data = ("--data-format", "folder", "--data-root", "photos")
+    for command in ("doctor", "extract"):
+        done = nsf(
+            command, "--device", "cuda", *where, *data, "--workers" if command == "extract" else "--extract-workers", 0
+        )
+        assert done.code == 0, done.stderr
+    assert load_file("artifacts/features/val.safetensors")["features"].shape == (10, 512)
