@@ -16,7 +16,7 @@ from stages.data import Split, open_split
 from stages.distributed import gathered, rank
 from stages.encoding import compute_dtype, cut, encoded, head_tensors
 from stages.errors import UserError
-from stages.loading import batches, unreadable
+from stages.loading import attended, batches, unreadable
 from stages.models import Opened
 from stages.numbering import check_classes, check_numbering, number_as, same_names
 from stages.outputs import Outputs, named_in, outputs
@@ -88,7 +88,7 @@ def run(
     resumed: dict[str, int] = {}
     kept: set[Path] = set()
     read = named_in(data, own_model or {})
-    with outputs(model, *read) as files, reproducible(seed=0):
+    with outputs(model, *read) as files, reproducible(seed=0), attended():
         # The outputs come last; what is wrong with them is told first.
         files.check(*paths.values(), Path(head_out))
         first = next(iter(readers.values()))

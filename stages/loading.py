@@ -1,12 +1,15 @@
 """Batches of samples for training and extraction: loader workers, in a fixed order, with errors that stay sentences."""
 
+import errno
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages.data import Split
 from stages.distributed import local_size
-from stages.errors import BadData, BadModel, Mismatch, UserError
+from stages.errors import BadData, BadModel, CannotWrite, Mismatch, UserError, WorkerLost
 from stages.models import Classifier
 from stages.runtime import cores
 
@@ -49,8 +52,12 @@ def unreadable(split: str, samples: int, errors: "list[UserError]") -> BadData:
 
 
 def collate(together: "Callable[[list[Any]], Any] | None", samples: list[Any]) -> "tuple[Any, Tensor, list[UserError]]":
-    """(batch, positions, errors): the samples that could be loaded, put together, and what the others met."""
+    """(batch, positions, errors): the samples that could be loaded, put together, and what the others met.
+
+    A loader process puts them into shared memory at once: what fails when its queue does so is lost, and waited for forever.
+    """
     import torch
+    from torch.utils.data import get_worker_info
 
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     loaded = [sample for sample in samples if not isinstance(sample, UserError)]
@@ -63,8 +70,53 @@ def collate(together: "Callable[[list[Any]], Any] | None", samples: list[Any]) -
             where="model",
             do="have the transform give tensors of one size and type, or give a fourth value that collates them",
         )
-        return None, positions[:0], [failed]
+        return None, positions.new_empty(0), [failed]
+    if get_worker_info() is not None:
+        try:
+            _share((batch, positions))
+        except (RuntimeError, OSError) as error:
+            return None, positions.new_empty(0), [_no_room(error)]
     return batch, positions, errors
+
+
+def _share(batch: Any) -> None:
+    """Move all tensors of a batch to shared memory, in place."""
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        batch.share_memory_()  # type: ignore[no-untyped-call]
+    elif isinstance(batch, Mapping | list | tuple):
+        for each in batch.values() if isinstance(batch, Mapping) else batch:
+            _share(each)
+
+
+def _no_room(error: Exception) -> CannotWrite:
+    return CannotWrite(
+        f"shared memory has no room for the batches of the loader processes ({error})",
+        where="/dev/shm",
+        do="set workers: 0 or a smaller batch_size, or give the container more (docker run --shm-size 8g)",
+    )
+
+
+@contextmanager
+def attended() -> Iterator[None]:
+    """For the time of a block that loads batches: a loader process that is killed is told of in a sentence.
+
+    PyTorch raises that from a signal's handler, wherever in the block the process is.
+
+    Raises:
+        WorkerLost: as said.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise WorkerLost(
+            f"a loader process has ended before its time, perhaps killed for want of memory ({str(error).strip(' .')})",
+            where="workers",
+            do="set fewer workers or a smaller batch_size",
+        ) from error
 
 
 def worker_count(workers: int | str) -> int:
@@ -95,28 +147,41 @@ def batches(
 
     Raises:
         Mismatch: the model takes texts and the data holds images, or the other way round.
+        CannotWrite: shared memory has no room for a batch.
         UserError: a sample could not be loaded, and `skipped` is None.
     """
-    from torch.utils.data import DataLoader
-
     check_kind(split, model)
-    positions = range(len(split)) if order is None else order.tolist()
-    loader: Any = DataLoader(
-        Samples(split, model.transform),  # type: ignore[arg-type]
+    for batch, chosen, errors in _begun(
+        Samples(split, model.transform),
         batch_size=batch_size,
-        sampler=positions,
+        sampler=range(len(split)) if order is None else order.tolist(),
         num_workers=worker_count(workers),
         collate_fn=partial(collate, model.collate),
         pin_memory=device.type == "cuda",
-    )
-    for batch, chosen, errors in loader:
-        fatal = [error for error in errors if skipped is None or isinstance(error, BadModel)]
+    ):
+        fatal = [error for error in errors if skipped is None or isinstance(error, BadModel | CannotWrite)]
         if fatal:
             raise fatal[0]
         if skipped is not None:
             skipped += errors
         if batch is not None:
             yield move(batch, device), chosen
+
+
+def _begun(samples: Samples, **options: Any) -> Iterator[Any]:
+    """The batches of torch's DataLoader, whose processes are started."""
+    from torch.utils.data import DataLoader
+
+    with warnings.catch_warnings():
+        # More processes than cores are the user's own choice.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        try:
+            return iter(DataLoader(samples, **options))  # type: ignore[arg-type]
+        except OSError as error:
+            # The semaphores of its queues lie in shared memory, too.
+            if error.errno != errno.ENOSPC:
+                raise
+            raise _no_room(error) from error
 
 
 def check_kind(split: Split, model: Classifier) -> None:

@@ -14,6 +14,7 @@ from stages.data.folder import SUFFIXES
 from stages.data.table import read_rows_jsonl, read_rows_parquet
 from stages.encoding import compute_dtype, cut, encoded, head_tensors
 from stages.errors import BadData, Mismatch, MissingFile
+from stages.loading import attended
 from stages.outputs import named_in, outputs
 from stages.runtime import Progress, begin, reproducible, silent
 
@@ -71,7 +72,7 @@ def run(
         found = _image_files(paths, texts)
     names = new.class_names(len(new["folded_weight"]))
     split = _unlabelled(found, names, kind="text" if is_text else "image")
-    with outputs(update) as files, reproducible(seed=0):
+    with outputs(update) as files, reproducible(seed=0), attended():
         if out is not None:
             images = [content for _, content in found if isinstance(content, Path)]
             files.inputs(model, *named_in(own_model or {}), *paths, *images)

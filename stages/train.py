@@ -10,7 +10,7 @@ from stages import models
 from stages.artifacts import Metadata
 from stages.data import Split, open_split
 from stages.errors import BadData, BadValues, UserError
-from stages.loading import batches, unreadable
+from stages.loading import attended, batches, unreadable
 from stages.models import Classifier
 from stages.numbering import check_two_classes
 from stages.outputs import check_computed, named_in, outputs
@@ -129,7 +129,7 @@ def run(
     split = open_split("train", **data)
     check_two_classes(split)
     skipped: list[UserError] | None = [] if data.get("on_error") == "skip" else None
-    with outputs(*named_in(data, model)) as files, reproducible(seed, strict=False):
+    with outputs(*named_in(data, model)) as files, reproducible(seed, strict=False), attended():
         files.check(out / models.FILE_NAME)
         classifier = models.build(**model, classes=len(split.class_names))
         accuracy = train(classifier, split, workers=workers, device=device, skipped=skipped, progress=progress, **parameters)
