@@ -131,7 +131,10 @@ class Group(TyperGroup):
             Console().error(str(error))
             raise typer.Exit(EXIT_USER_ERROR) from error
         except KeyboardInterrupt as error:
-            Console().error("interrupted; no artifact was written.")
+            # Imported long ago, where anything has been written.
+            from stages.outputs import Outputs
+
+            Console().error(f"interrupted; {'all outputs were' if Outputs.written else 'no artifact was'} written.")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         except BrokenPipeError as error:
             # Whoever read our stdout has stopped reading: nothing to tell.

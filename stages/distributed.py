@@ -121,12 +121,32 @@ def start(device: Any) -> None:
 def signals(handler: Any) -> Iterator[None]:
     """For the time of a block, what is done about SIGINT and SIGTERM; nothing is changed in a thread beside the main one."""
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before: dict[signal.Signals, Any] = {}
     try:
+        for number in numbers:
+            # One that was set outside of Python could not be put back.
+            if (known := signal.getsignal(number)) is not None:
+                before[number] = known
+                signal.signal(number, handler)
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def unstopped() -> Iterator[None]:
+    """For the time of a block, SIGINT and SIGTERM wait for its end; then the first that came is delivered.
+
+    Handlers and no mask: the other threads of the process, PyTorch's among them, would take a signal that one thread blocks.
+    """
+    came: list[int] = []
+    try:
+        with signals(lambda number, frame: came.append(number)):
+            yield
+    finally:
+        if came:
+            signal.raise_signal(came[0])
 
 
 def summed(tensor: "Tensor") -> "Tensor":

@@ -4,11 +4,12 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from stages import distributed
 from stages.artifacts import KINDS, Metadata, index_of, shards
@@ -33,7 +34,13 @@ def check_computed(out: Path, tensors: Mapping[str, "Tensor"], *, do: str) -> No
 
 
 class Outputs:
-    """The files one command writes: all of them appear when it succeeds, none when it fails. Made by `outputs`."""
+    """The files one command writes: all of them appear when it succeeds, none when it fails. Made by `outputs`.
+
+    Attributes:
+        written: whether those of the last command are in place; what is said of an interruption depends on it.
+    """
+
+    written: ClassVar[bool] = False
 
     def __init__(self, protected: Sequence[Path]):
         self._protected: set[Path] = set()
@@ -61,15 +68,16 @@ class Outputs:
             raise CannotWrite("is a device or a pipe, and a file is to be written there", where=path, do="name a file")
         temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
         try:
-            missing = [folder for folder in path.parents if not folder.exists()]
+            # Noted first, as the file is: whatever stops this in between, `_discard` finds what there is to take away.
+            self._folders += [folder for folder in path.parents if not folder.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._folders += missing
+            self._pending.append((temporary, path))
             handle = temporary.open("w+b")
         except OSError as error:
+            self._pending = [other for other in self._pending if other[1] is not path]
             raise CannotWrite(
                 f"cannot be written ({error.strerror})", where=path, do="name a folder you may write to"
             ) from error
-        self._pending.append((temporary, path))
         self._open.append(handle)
         return handle
 
@@ -92,9 +100,10 @@ class Outputs:
             if path is not None:
                 self.file(path)
         while len(self._open) > before:
-            temporary, _ = self._pending.pop()
+            temporary, _ = self._pending[-1]
             self._open.pop().close()
             temporary.unlink(missing_ok=True)
+            self._pending.pop()
 
     def text(self, path: Path, text: str) -> None:
         if not distributed.rank():
@@ -159,6 +168,10 @@ class Outputs:
             handle.flush()
             os.fsync(handle.fileno())
             handle.close()
+        with distributed.unstopped():
+            self._replace()
+
+    def _replace(self) -> None:
         # Each old file is kept under a second name until all new ones are in place: all of them change, or none.
         kept: list[tuple[Path, Path | None]] = []
         try:
@@ -173,15 +186,26 @@ class Outputs:
             for path, old in reversed(kept):
                 if old is not None and old.exists():
                     old.replace(path)
+                    # Of two names of one file, a rename takes none away.
+                    old.unlink(missing_ok=True)
                 elif old is None and path.is_file():
                     path.unlink()
             raise
+        Outputs.written = bool(self._pending)
         # `_discard` takes them away where this is stopped on the way.
         self._old = [old for _, old in kept if old is not None]
         for old in self._old:
             old.unlink()
+        for _, path in self._pending:
+            # What cannot be listed or removed stays.
+            with suppress(OSError):
+                _remove_abandoned(path)
 
     def _discard(self) -> None:
+        with distributed.unstopped():
+            self._remove()
+
+    def _remove(self) -> None:
         for handle in self._open:
             # A full disk makes the last flush fail too; the file goes away in the next lines all the same.
             with suppress(OSError):
@@ -204,6 +228,23 @@ def _second_name(path: Path, name: Path) -> None:
         path.rename(name)
 
 
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files for `path` of processes that were killed on the way."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})(\.old)?\.tmp")
+    for other in path.parent.iterdir():
+        if (found := name.fullmatch(other.name)) and not _alive(int(found[1])):
+            other.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        # Anybody else's may not be asked.
+        return not isinstance(error, ProcessLookupError)
+    return True
+
+
 def _signed(kind: str, metadata: Metadata) -> Metadata:
     return replace(metadata, kind=kind, stage=KINDS[kind].stage)
 
@@ -224,6 +265,7 @@ def outputs(*inputs: Path | None) -> Iterator[Outputs]:
     Raises:
         CannotWrite: an output cannot be written; nothing is left behind.
     """
+    Outputs.written = False
     pending = Outputs([Path(path) for path in inputs if path is not None])
     try:
         yield pending

@@ -194,6 +194,29 @@ def test_an_interruption_is_no_failure(nsf: Callable[..., Done], monkeypatch: py
     assert (done.code, done.stdout) == (130, "") and done.stderr.startswith("nsf: interrupted")
 
 
+@pytest.mark.usefixtures("features")
+@pytest.mark.parametrize(("late", "words"), [(False, "no artifact was written"), (True, "all outputs were written")])
+def test_an_interruption_says_what_has_become_of_the_outputs(
+    late: bool, words: str, nsf: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that comes while they are put in their places waits until all are there."""
+    replace = Path.replace
+
+    def interrupt(path: Path, target: Path) -> Path:
+        signal.raise_signal(signal.SIGINT)
+        return replace(path, target)
+
+    monkeypatch.setattr(
+        *(Path, "replace", interrupt) if late else ("os.fsync", lambda _: signal.raise_signal(signal.SIGINT))
+    )
+    # Where the tests themselves run in a shell's background, an interruption is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    done = nsf("identify")
+    signal.signal(signal.SIGINT, before)
+    assert (done.code, done.stderr) == (130, f"nsf: interrupted; {words}.\n")
+    assert (tmp_path / "artifacts/identify.safetensors").exists() == late
+
+
 def test_debug_shows_a_traceback(tmp_path: Path) -> None:
     wrong = ("nsf", "eliminate", "--steps", "abc")
     assert_one_sentence(run_process(*wrong, cwd=tmp_path), "option --steps")

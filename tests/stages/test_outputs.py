@@ -1,15 +1,21 @@
 """Outputs: all files of a command appear together, or none, whatever stops it."""
 
 import json
-from contextlib import nullcontext
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from stages import distributed
 from stages.artifacts import Metadata, read
 from stages.errors import BadValues, CannotWrite
-from stages.outputs import named_in, outputs
+from stages.outputs import Outputs, named_in, outputs
 from tests.conftest import leftovers
 
 HEAD = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
@@ -135,6 +141,8 @@ def test_an_output_is_checked_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWrite), outputs() as files:
         files.check(tmp_path / "file/out")
+    with pytest.raises(CannotWrite, match="File name too long"), outputs() as files:
+        files.check(tmp_path / ("a" * 250))
     with outputs() as files:
         files.check(tmp_path / "new/out")
         assert leftovers(tmp_path) == []
@@ -147,3 +155,113 @@ def test_the_files_that_params_name() -> None:
     data = {"format": "csv", "file": "all.csv", "root": None}
     model = {"source": "callable", "function": "mine:make", "checkpoint": "mine.pt", "weights": "w.pt", "name": "folder"}
     assert set(named_in(data, model)) == {Path("all.csv"), Path("mine.pt"), Path("w.pt"), Path("folder")}
+
+
+# ------------------------------------------------------------------------------------------- what stops a commit, and when
+
+
+def test_a_rename_that_fails_leaves_no_file_that_was_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the new ones before it, and no second name of the old ones."""
+    replace = Path.replace
+
+    def fail(path: Path, target: Path) -> Path:
+        if target.name == "third" and not path.name.endswith(".old.tmp"):
+            raise OSError(5, "Input/output error")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    for name in ("first", "third"):
+        (tmp_path / name).write_text("yesterday's")
+    with pytest.raises(CannotWrite, match="Input/output error"), outputs() as files:
+        for name in ("first", "second", "third"):
+            files.text(tmp_path / name, "today's")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(["first", "third"], "yesterday's")
+
+
+# What one commit does to files, in order: each of these may be the moment of a signal.
+CALLS = [(Path, "open"), (Path, "unlink"), (Path, "replace"), (Path, "mkdir"), (os, "link"), (os, "fsync")]
+
+
+@pytest.mark.parametrize("sent", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=str)
+@pytest.mark.parametrize("existing", [False, True])
+def test_signals_at_any_moment(existing: bool, sent: list[signal.Signals], tmp_path: Path) -> None:
+    """All new or all old, no temporary file, and what an interruption says of it is true."""
+
+    def terminated(number: int, frame: object) -> None:
+        raise SystemExit(143)
+
+    def at(moment: int, folder: Path) -> bool:
+        """Run a command with signals before and after calls of that number and later; whether there was such a call."""
+        left, counted = list(sent), 0
+
+        def watched(call: Callable[..., Any]) -> Callable[..., Any]:
+            def stop(when: int) -> None:
+                if left and when >= moment:
+                    signal.raise_signal(left.pop())
+
+            def wrapper(*given: Any, **options: Any) -> Any:
+                nonlocal counted
+                counted += 2
+                now = counted
+                stop(now - 1)
+                made = call(*given, **options)
+                stop(now)
+                return made
+
+            return wrapper
+
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in CALLS:
+                patch.setattr(owner, name, watched(getattr(owner, name)))
+            with suppress(KeyboardInterrupt, SystemExit), outputs() as files:
+                files.check(folder / "new/b")
+                files.text(folder / "a", "new")
+                files.text(folder / "new/b", "new")
+        return len(left) < len(sent)
+
+    # Where the tests themselves run in a shell's background, an interruption is ignored.
+    handlers = {signal.SIGTERM: terminated, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        for moment in range(1, 100):
+            folder = tmp_path / str(moment)
+            (folder / "new" if existing else folder).mkdir(parents=True)
+            old = {folder / "a": "old", folder / "new/b": "old"} if existing else {}
+            for path, text in old.items():
+                path.write_text(text)
+            met = at(moment, folder)
+            found = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+            assert found == (dict.fromkeys([folder / "a", folder / "new/b"], "new") if Outputs.written else old), moment
+            assert (folder / "new").exists() == (existing or Outputs.written)
+            assert signal.getsignal(signal.SIGTERM) is terminated
+            if not met:
+                break
+        assert moment > 20 and Outputs.written
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_signals_that_are_ignored_stay_so(tmp_path: Path) -> None:
+    """As in the background of a shell, or under nohup."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with outputs() as files, distributed.unstopped():
+            files.text(tmp_path / "a", "new")
+            signal.raise_signal(signal.SIGINT)
+        assert (tmp_path / "a").read_text() == "new" and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    """Temporary files for the same outputs, of processes that are not there any more."""
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    dead, alive = ended.pid, os.getppid()
+    stays = [f".a.{alive}.tmp", f".a.{alive}.old.tmp", f".ab.{dead}.tmp", f"a.{dead}.tmp", ".a.x.tmp", f".a.{dead}.tmp.txt"]
+    for name in (f".a.{dead}.tmp", f".a.{dead}.old.tmp", ".a.999999999.tmp", *stays):
+        (tmp_path / name).write_text("half")
+    with outputs() as files:
+        files.text(tmp_path / "a", "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", *stays}
