@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from stages.loading import attended, batches, unreadable
 from stages.models import Opened
 from stages.numbering import check_classes, check_numbering, number_as, same_names
 from stages.outputs import Outputs, named_in, outputs
-from stages.parts import Parts, code, described
+from stages.parts import Parts, code, described, reserved
 from stages.runtime import Progress, begin, reproducible, silent, threads
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def run(
     resumed: dict[str, int] = {}
     kept: set[Path] = set()
     read = named_in(data, own_model or {})
-    with outputs(model, *read) as files, reproducible(seed=0), attended():
+    with _reserved(paths, parts, kept), outputs(model, *read) as files, reproducible(seed=0), attended():
         # The outputs come last; what is wrong with them is told first.
         files.check(*paths.values(), Path(head_out))
         first = next(iter(readers.values()))
@@ -136,11 +136,6 @@ def run(
         notes = {"model": classifier.name, "head": head_name, "single_output": str(head.out_features == 1).lower()}
         metadata = Metadata(inputs={"model": opened.fingerprint}, class_names=names, notes=notes)
         files.artifact("head", head_out, {"weight": weight, "bias": bias}, metadata)
-    if rank() == 0:
-        for name in splits:
-            for path in _forms(paths[name]) - kept:
-                path.unlink()
-            parts[name].remove()
     met = [part.error for own in parts.values() for part in own.ordered if part.skipped]
     return {
         "out": str(out),
@@ -155,6 +150,17 @@ def run(
         "resumed": resumed,
         "first_skipped": str(met[0]) if met else None,
     }
+
+
+@contextmanager
+def _reserved(paths: Mapping[str, Path], parts: Mapping[str, Parts], kept: set[Path]) -> Iterator[None]:
+    """`parts.reserved`, at whose end, where all went well, other forms of the features go, and their parts."""
+    with reserved(paths.values()):
+        yield
+        for name, path in paths.items() if rank() == 0 else ():
+            for other in _forms(path) - kept:
+                other.unlink()
+            parts[name].remove()
 
 
 def _made_from(

@@ -6,6 +6,7 @@ one that was made from anything else than what is there now is made again. manif
 A segment's bytes depend on its own batches alone: not on what was resumed, nor on how many processes share the segments.
 """
 
+import errno
 import hashlib
 import inspect
 import json
@@ -15,7 +16,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,7 +85,7 @@ class Parts:
         skip: bool = True,
     ):
         self._skip = skip
-        self.folder = path.with_name(f".{path.stem}.parts")
+        self.folder = folder_for(path)
         self.samples, self.segment, self.width, self.dtype, self.made_from = len(split), segment, width, dtype, made_from
         self.segments = -(-len(split) // segment)
         self.marks = {k: self._mark(split, k) for k in range(distributed.rank(), self.segments, distributed.size())}
@@ -231,6 +232,83 @@ class Parts:
         )
 
 
+def folder_for(path: Path) -> Path:
+    """Where the parts of a features file are."""
+    return path.with_name(f".{path.stem}.parts")
+
+
+@contextmanager
+def reserved(paths: Iterable[Path]) -> Iterator[None]:
+    """For the time of a block, no other run makes the parts of these features files; process 0 holds the locks of a run.
+
+    Raises:
+        CannotWrite: another run does.
+        WorkerLost: another process has ended.
+    """
+    with ExitStack() as locks:
+        refused: CannotWrite | None = None
+        try:
+            for path in paths if distributed.rank() == 0 else ():
+                locks.enter_context(_locked(folder_for(path)))
+        except CannotWrite as error:
+            refused = error
+        for each in distributed.gathered(refused):
+            if each is not None:
+                raise each
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The lock of a folder, which the system takes from a process that ends, however that ends.
+
+    A record lock: a flock would live on in loader processes, which outlive a killed run for some seconds. There is none
+    where the folder cannot be made, which whoever writes there tells of, or where the system knows no locks.
+    """
+    path = folder / ".lock"
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    with ExitStack() as last:
+        # Deepest first, and only those that nobody has used since.
+        for each in reversed(made):
+            last.callback(_remove_empty, each)
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            folder.mkdir(parents=True, exist_ok=True)
+            file = last.enter_context(path.open("w"))
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # One that ended just now has taken its file away.
+                busy = not _is(file, path)
+            except OSError as error:
+                busy = error.errno in (errno.EACCES, errno.EAGAIN)
+            if busy:
+                raise CannotWrite(
+                    "another `nsf extract` is writing here", where=folder, do="wait for its end, or name another --out"
+                )
+            last.callback(_unlink, file, path)
+        yield
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _unlink(file: IO[str], path: Path) -> None:
+    # It went with the folder where all is done, and the next run may have begun.
+    with suppress(OSError):
+        if _is(file, path):
+            path.unlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
 class _Making:
     """The segment that is being written; its methods run in one thread, one after the other."""
 
@@ -250,9 +328,10 @@ class _Making:
         try:
             if ready is not None:
                 ready.synchronize()
-            while self._todo[0] != int(positions[0]) // self._parts.segment:
-                self._finish()
-            self._begin().rows(features)
+            with self._writing():
+                while self._todo[0] != int(positions[0]) // self._parts.segment:
+                    self._finish()
+                self._begin().rows(features)
             self._positions.append(positions)
         except BaseException:
             # Rows that wait behind this one must not make a segment look whole.
@@ -260,8 +339,21 @@ class _Making:
             raise
 
     def rest(self) -> None:
-        while self._todo:
-            self._finish()
+        with self._writing():
+            while self._todo:
+                self._finish()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk's error names no file."""
+        try:
+            yield
+        except OSError as error:
+            raise CannotWrite(
+                f"the parts of the features cannot be written ({error.strerror or error})",
+                where=self._parts.folder,
+                do="mend that and run the same command again: it goes on from the finished parts",
+            ) from error
 
     def give_up(self) -> None:
         """Leave nothing of the segment that was begun, and no folder that nobody needs."""
@@ -271,8 +363,7 @@ class _Making:
             self._temporary().unlink(missing_ok=True)
         for folder in self._folders:
             # Deepest first, and only those that this process made and nobody has used.
-            with suppress(OSError):
-                folder.rmdir()
+            _remove_empty(folder)
 
     def _temporary(self) -> Path:
         return self._parts.folder / f".{self._todo[0]:05}.{os.getpid()}.tmp"

@@ -1,13 +1,17 @@
 """extract in parts: killed at any moment it goes on where it was and ends with the same bytes; shards; processes."""
 
+import errno
+import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,7 +114,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     run(tmp_path / "whole", images, trained)
     out = interrupted(workers=workers)
     assert visible(out) == [] and finished(out) == ["00000.safetensors", "00001.safetensors"]
-    assert leftovers(out) == []
+    assert leftovers(out) == [] and not (out / "features/.val.parts/.lock").exists()
     manifest = json.loads((out / "features/.val.parts/manifest.json").read_text())
     assert (manifest["finished"], manifest["segments"], manifest["segment_samples"]) == (2, 5, 4)
     assert manifest["made_from"]["batch_size"] == 2 and manifest["made_from"]["model"].startswith("sha256:")
@@ -132,6 +136,7 @@ CHANGES = {
     "precision": 18,
     "model": 18,
     "a file": 14,
+    "a file of equal size": 14,
     "the order": 14,
 }
 
@@ -157,6 +162,12 @@ def test_what_a_part_was_made_from(
         trained = save_model(tmp_path / "other", seed=1)
     elif change == "a file":
         Image.new("RGB", (24, 24), "red").save(images / "val/cold/01.png")
+    elif change == "a file of equal size":
+        path = images / "val/cold/01.png"
+        size = path.stat().st_size
+        Image.new("RGB", (24, 24), "red").save(path)
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        assert path.stat().st_size == size
     elif change == "the order":
         rows[4], rows[5] = rows[5], rows[4]
         table.write_text("\n".join(["path,label,split", *rows]) + "\n")
@@ -294,9 +305,89 @@ def test_a_full_disk_makes_no_segment_look_whole(
         rows(self, features)
 
     monkeypatch.setattr(RowWriter, "rows", fill)
-    with pytest.raises(CannotWrite, match="No space left on device"):
+    with pytest.raises(CannotWrite, match=r"out/features/\.val\.parts: .*No space left on device"):
         run(tmp_path / "out", images, trained)
     assert finished(tmp_path / "out") == ["00000.safetensors"] and leftovers(tmp_path) == []
+
+
+def test_a_segment_is_on_the_disk_before_it_has_its_name(
+    images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, replace, flushed, named = os.fsync, Path.replace, set(), []
+
+    def flush(file: int) -> None:
+        fsync(file)
+        flushed.add((os.fstat(file).st_ino, os.fstat(file).st_size))
+
+    def name(path: Path, target: Path) -> Path:
+        if target.parent.name == ".val.parts" and target.suffix == ".safetensors":
+            named.append((path.stat().st_ino, path.stat().st_size) in flushed)
+        return replace(path, target)
+
+    monkeypatch.setattr("os.fsync", flush)
+    monkeypatch.setattr(Path, "replace", name)
+    run(tmp_path / "out", images, trained)
+    assert named == [True] * 5
+
+
+# ------------------------------------------------------------------------------------------------- two runs into one folder
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[int]:
+    """Another run into the same folder, with a process of its own that loads for it."""
+
+    def hold(pipe: int) -> None:
+        with parts.reserved([tmp_path / "out/features/val.safetensors"]):
+            loader = os.fork()
+            if loader:
+                os.write(pipe, str(loader).encode())
+            time.sleep(60)
+
+    pids, pipe = os.pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(pipe,))
+    process.start()
+    loading = int(os.read(pids, 20))
+    yield process.pid
+    for each in (process.pid, loading):
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    process.join()
+    os.close(pids)
+    os.close(pipe)
+
+
+def test_another_run_into_the_same_folder(
+    other: int, images: Path, trained: Path, tmp_path: Path, forwards: list[int]
+) -> None:
+    """They would mix their rows. One that is killed is in nobody's way, though its loader processes live on for a while."""
+    out = tmp_path / "out"
+    refused = pytest.raises(CannotWrite, match=r"\.val\.parts: another `nsf extract` is writing here; wait for its end, or")
+    with refused:
+        run(out, images, trained)
+    assert forwards == [] and [path.name for path in out.rglob("*")] == ["features", ".val.parts", ".lock"]
+    assert run(tmp_path / "elsewhere", images, trained)["samples"] == {"val": 18}
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    assert run(out, images, trained)["samples"] == {"val": 18}
+    assert {path.name for path in (out / "features").iterdir()} == {"val.safetensors"}
+
+
+def test_a_run_that_ends_just_now(images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes its lock's file away with its parts: a lock on that is none."""
+    monkeypatch.setattr(fcntl, "lockf", lambda *_: shutil.rmtree(tmp_path / "out/features/.val.parts"))
+    with pytest.raises(CannotWrite, match="is writing here"):
+        run(tmp_path / "out", images, trained)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_system_without_locks(images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    assert run(tmp_path / "out", images, trained)["samples"] == {"val": 18}
+    assert {path.name for path in (tmp_path / "out/features").iterdir()} == {"val.safetensors"}
 
 
 @pytest.mark.slow
