@@ -57,9 +57,9 @@ class Outputs:
             CannotWrite: the folder cannot be made or written, `path` is a folder, or an input of the same command.
         """
         path = Path(path)
-        if path.resolve() in self._protected:
+        if _place(path) in self._protected:
             raise CannotWrite("is an input of this command and would be overwritten", where=path, do="name another file")
-        if path.resolve() in {other.resolve() for _, other in self._pending}:
+        if _place(path) in {_place(other) for _, other in self._pending}:
             raise CannotWrite("is named for two outputs of this command", where=path, do="name two files")
         if path.is_dir():
             raise CannotWrite("is a folder, and a file is to be written there", where=path, do="name a file")
@@ -86,10 +86,10 @@ class Outputs:
         for path in paths:
             with suppress(UserError):
                 if parts := shards(path):
-                    self._protected |= {file.resolve() for file in (index_of(path), *parts)}
+                    self._protected |= {_place(file) for file in (index_of(path), *parts)}
             # A folder that cannot be listed is told of by whoever reads it.
             with suppress(OSError):
-                self._protected |= {file.resolve() for file in (path.iterdir() if path.is_dir() else (path,))}
+                self._protected |= {_place(file) for file in (path.iterdir() if path.is_dir() else (path,))}
 
     def check(self, *paths: Path | None) -> None:
         """Raise what `file` would, in the process that writes, before the work that ends in these outputs."""
@@ -216,6 +216,11 @@ class Outputs:
             # Deepest first, and only those that this command made and nobody has used since.
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _place(path: Path) -> Path:
+    """Where a path leads; one that leads in a circle, of which Path.resolve makes an error, is itself."""
+    return Path(os.path.realpath(path))
 
 
 def _second_name(path: Path, name: Path) -> None:
