@@ -1,13 +1,12 @@
 """nsf init."""
 
-import csv
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from contextlib import suppress
@@ -21,7 +20,7 @@ from nsfcli import params
 from nsfcli.command import HEAD, TEST, VAL, Settings
 from nsfcli.presets import PRESETS
 from nsfcli.sections import SECTIONS
-from stages.errors import BadParameter, CannotWrite, MissingFile
+from stages.errors import BadParameter, CannotWrite, MissingFile, UserError
 
 # The names of the presets; the value of --preset is checked against them by Typer.
 Preset = StrEnum("Preset", list(PRESETS))  # type: ignore[misc]
@@ -127,7 +126,8 @@ def init(
     if trains and sections.get("model", {}).get("source") == "transformers":
         sections.setdefault("train", FINE_TUNING)
     text = _params(sections, trains)
-    pipeline = _pipeline(folder, sections, trains, features, test_features, head)
+    watched, unwatched = _watched(folder, sections["data"]) if features is None else ([], "")
+    pipeline = _pipeline(folder, sections, watched, trains, features, test_features, head)
     texts = {"params.yaml": text, "dvc.yaml": pipeline}
     for name in texts:
         if (folder / name).exists() and not force:
@@ -139,6 +139,8 @@ def init(
             f"dvc.yaml watches the file of {sections['model']['function']}; add what else it reads, such as its weights, to "
             "the deps of the stages that use the model."
         )
+    if unwatched:
+        settings.console.message(f"{unwatched}extract{' and train' if trains else ''}.")
     then = f"cd {shlex.quote(str(folder))} && " if folder != Path() else ""
     check = "" if features is not None else f"`{then}nsf doctor` checks data and model; "
     settings.console.result(
@@ -283,6 +285,7 @@ def _params(sections: Mapping[str, Mapping[str, Any]], trains: bool) -> str:
 def _pipeline(
     folder: Path,
     sections: Mapping[str, Mapping[str, Any]],
+    watched: Sequence[str],
     trains: bool,
     features: Path | None,
     test_features: Path | None,
@@ -306,12 +309,12 @@ def _pipeline(
     )
     environment.filters["yaml"] = _scalar
     own = features is not None
-    data, model = sections.get("data", {}), sections.get("model", {})
+    model = sections.get("model", {})
     weights = [str(path) for path in named_in(model) if _from(folder, path).exists()]
     module = str(model.get("function", "")).partition(":")[0].replace(".", "/")
     code = [f"{module}.py"] if module and _from(folder, f"{module}.py").exists() else []
     return environment.get_template("dvc.yaml.j2").render(
-        data=None if own else _watched(folder, data),
+        data=None if own else watched,
         train=trains,
         weights=weights,
         code=code,
@@ -326,35 +329,92 @@ def _pipeline(
     )
 
 
-def _watched(folder: Path, data: Mapping[str, Any]) -> list[str]:
-    """The files and folders of the data, as far as they can be told, for DVC to watch; never one around `folder` itself."""
+def _watched(folder: Path, data: Mapping[str, Any]) -> tuple[list[str], str]:
+    """The files and folders of the data for DVC to watch, and what is to be said where images are in none of them.
+
+    Never a folder around `folder` itself, where the pipeline writes.
+    """
     if not data.get("file"):
-        return [str(data["root"])]
+        return [str(data["root"])], ""
     table = Path(str(data["file"]))
-    around = _from(folder, "").is_relative_to(_from(folder, table.parent))
-    if "{split}" in table.name and not around:
-        tables = [str(table.parent)]
+    tables = sorted(_from(folder, table.parent).glob(table.name.replace("{split}", "*")))
+    if "{split}" in table.name and _from(folder, table.parent) not in _around(folder):
+        watched = [str(table.parent)]
     else:
         # One file, or one per split.
-        found = sorted(_from(folder, table.parent).glob(table.name.replace("{split}", "*")))
-        tables = [str(table.parent / path.name) for path in found]
-    if data.get("root"):
-        images = [str(data["root"])]
-    elif data.get("text_column"):
-        images = []
-    else:
-        images = _tops(folder, table, str(data.get("path_column", "path"))) if around else [str(table.parent)]
-    return list(dict.fromkeys([*tables, *images]))
+        watched = [str(table.parent / path.name) for path in tables]
+    if data.get("text_column"):
+        return watched, ""
+    images, beside = _image_folders(folder, Path(str(data.get("root") or table.parent)), _folder_names(tables, data))
+    unwatched = "" if images else "dvc.yaml does not watch the images; add their folder to the deps of "
+    if beside:
+        places = " and ".join(f"'{path}'" for path in beside)
+        unwatched = (
+            f"dvc.yaml does not watch the images right in {places}, which holds what the pipeline writes, too; move them "
+            "into a folder of their own, and add it to the deps of "
+        )
+    return list(dict.fromkeys([*watched, *images])), unwatched
 
 
-def _tops(folder: Path, table: Path, column: str) -> list[str]:
-    """The folders beside a CSV file that its images lie in: the first parts of their paths."""
-    place = _from(folder, table)
-    with suppress(OSError, UnicodeDecodeError, csv.Error), place.open(newline="", encoding="utf-8-sig") as file:
-        paths = [Path(row.get(column) or "") for row in csv.DictReader(file)] if table.suffix == ".csv" else []
-        tops = sorted({path.parts[0] for path in paths if len(path.parts) > 1 and not path.is_absolute()})
-        return [str(table.parent / top) for top in tops if (place.parent / top).is_dir()]
-    return []
+def _around(folder: Path) -> set[Path]:
+    """The folder itself and all that it lies in."""
+    work = _from(folder, "")
+    return {above for path in (work, work.resolve()) for above in (path, *path.parents)}
+
+
+def _folder_names(tables: Sequence[Path], data: Mapping[str, Any]) -> set[Path]:
+    """The folders of the images that these tables name, as they stand there; none of a table that cannot be read."""
+    # Here, for it brings in NumPy, and `nsf --help` does without.
+    from stages.data.table import ROWS
+
+    column, names = str(data.get("path_column", "path")), set[Path]()
+    for table in tables:
+        # What is wrong with it, `nsf doctor` says.
+        with suppress(UserError):
+            rows = ROWS[data["format"]](table, {column: None}).rows
+            names |= {Path(name).parent for name in rows[column].str.strip() if name}
+    return names
+
+
+def _image_folders(folder: Path, start: Path, names: set[Path]) -> tuple[list[str], list[str]]:
+    """The folders to watch for images in folders of these names, seen from `start`; and those that hold `folder` itself.
+
+    To watch is `start`, or where the pipeline writes in it what lies right in it; and the common folder of images elsewhere.
+    """
+    work, base, around = _from(folder, ""), _from(folder, start), _around(folder)
+    near, far = set() if names or base in around else {base}, set()
+    for name in names:
+        place = Path(os.path.normpath(base / name))
+        parts = place.relative_to(base).parts if place.is_relative_to(base) else None
+        top = base.joinpath(*(parts or ())[: base in around])
+        if parts is None or top in around:
+            far.add(place)
+        else:
+            near.add(top)
+
+    def shown(path: Path) -> str:
+        if path.is_relative_to(work):
+            return str(path.relative_to(work))
+        if path.is_relative_to(base):
+            return str(start / path.relative_to(base))
+        # As the table has it, relative or absolute.
+        return str(path) if any(name.is_absolute() for name in names) else os.path.relpath(path, work)
+
+    found = [path for path in [*sorted(near), *_common(far - around, around)] if path == base or path.is_dir()]
+    return [shown(path) for path in found], [shown(path) for path in sorted(far & around)]
+
+
+def _common(places: set[Path], around: set[Path]) -> list[Path]:
+    """The folder that holds all of these; where it is one of `around`, the folders in it that hold those with one top."""
+    if not places:
+        return []
+    common = Path(os.path.commonpath(places))
+    if common not in around:
+        return [common]
+    tops: dict[str, set[Path]] = {}
+    for place in places:
+        tops.setdefault(place.relative_to(common).parts[0], set()).add(place)
+    return [path for top in sorted(tops) for path in _common(tops[top], around)]
 
 
 def _files_of(folder: Path, features: Path | None) -> list[str]:

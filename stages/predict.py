@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages import artifacts, models
-from stages.data import Split, open_image, read_csv
+from stages.data import Split, open_image
 from stages.data.folder import SUFFIXES
-from stages.data.table import read_rows_jsonl, read_rows_parquet
+from stages.data.table import ROWS
 from stages.encoding import compute_dtype, cut, encoded, head_tensors
 from stages.errors import BadData, Mismatch, MissingFile
 from stages.loading import attended
@@ -21,7 +21,7 @@ from stages.runtime import Progress, begin, reproducible, silent
 if TYPE_CHECKING:
     from torch import Tensor
 
-TABLES = {".csv": read_csv, ".jsonl": read_rows_jsonl, ".parquet": read_rows_parquet}
+TABLES = {f".{format}": reader for format, reader in ROWS.items()}
 
 
 def run(

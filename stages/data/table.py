@@ -226,6 +226,9 @@ def as_text(value: Any) -> str | None:
     return None
 
 
-read_csv = partial(read, reader=_read_csv)
-read_jsonl = partial(read, reader=read_rows_jsonl)
-read_parquet = partial(read, reader=read_rows_parquet)
+# data.format -> what reads some columns of such a file.
+ROWS: Mapping[str, Reader] = {"csv": _read_csv, "jsonl": read_rows_jsonl, "parquet": read_rows_parquet}
+
+read_csv = partial(read, reader=ROWS["csv"])
+read_jsonl = partial(read, reader=ROWS["jsonl"])
+read_parquet = partial(read, reader=ROWS["parquet"])

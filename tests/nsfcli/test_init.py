@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from ruamel.yaml import YAML
@@ -240,6 +242,66 @@ def test_the_images_of_a_table_are_watched(
     options = ["--root", root] if root else []
     assert nsf("init", "--csv", table, *options, "--quiet").code == 0
     assert read_yaml(tmp_path / "dvc.yaml")["stages"]["train"]["deps"] == expected
+
+
+def watched(nsf: Nsf, folder: Path, paths: list[str], name: str = "rows.csv", *options: str) -> tuple[list[str], str]:
+    """What `nsf init` has DVC watch for a table of these images, and what it says."""
+    rows = pandas.DataFrame({"path": paths, "label": "cold", "split": "val"})
+    table = folder / name.replace("{split}", "valid")
+    table.parent.mkdir(exist_ok=True)
+    {
+        ".csv": partial(rows.to_csv, index=False),
+        ".parquet": rows.to_parquet,
+        ".jsonl": partial(rows.to_json, orient="records", lines=True),
+    }[table.suffix](table)
+    for path in paths:
+        (table.parent / path).parent.mkdir(parents=True, exist_ok=True)
+    done = nsf("init", "work", "--csv", f"../{name}", *options, "--force")
+    assert done.code == 0, done.stderr
+    deps = read_yaml(folder / "work/dvc.yaml")["stages"]["extract"]["deps"]
+    return [dep for dep in deps if not dep.endswith((table.suffix, "artifacts/model"))], " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows-{split}.csv", "rows-{split}.jsonl"])
+def test_the_images_of_every_kind_of_table_are_watched(name: str, nsf: Nsf, tmp_path: Path) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    deps, said = watched(nsf, tmp_path, ["a/0.png", "b/c/1.png", "work/d/2.png"], name)
+    assert deps == ["../a", "../b", "d"] and "does not watch" not in said
+
+
+def test_images_with_absolute_paths_are_watched(nsf: Nsf, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """By their common folder, or where the pipeline writes in that by several."""
+    other = tmp_path_factory.mktemp("other")
+    apart = [f"{other}/a/b/c/0.png", f"{other}/a/b/d/1.png"]
+    assert watched(nsf, tmp_path, apart)[0] == [f"{other}/a/b"]
+    assert watched(nsf, tmp_path, apart, "tables/rows.csv")[0] == [f"{other}/a/b"]
+    assert watched(nsf, tmp_path, [*apart, "e/2.png"], "tables/rows.csv")[0] == ["../tables", f"{other}/a/b"]
+    two = [f"{other}/a/0.png", "../b/1.png"]
+    assert watched(nsf, tmp_path, two, "tables/rows.csv")[0] == [f"{other}/a", f"{tmp_path}/b"]
+
+
+def test_images_above_their_table_are_watched(nsf: Nsf, tmp_path: Path) -> None:
+    assert watched(nsf, tmp_path, ["../a/0/0.png", "../a/1/0.png", "../b/1/1.png"], "tables/rows.csv")[0] == [
+        "../a",
+        "../b/1",
+    ]
+
+
+def test_images_that_cannot_be_watched_are_told(nsf: Nsf, tmp_path: Path) -> None:
+    deps, said = watched(nsf, tmp_path, ["0.png", "a/1.png"])
+    assert deps == ["../a"] and "does not watch the images right in '..'" in said and "deps of extract and train." in said
+    for table, options in (
+        ("t.csv", ["--root", ".."]),
+        ("work/t.csv", []),
+        ("t.csv", ["--root", str(tmp_path), "--no-train"]),
+    ):
+        assert "does not watch the images right in" in watched(nsf, tmp_path, ["0.png"], table, *options)[1]
+    # A column that is not there, or no folder that is.
+    deps, said = watched(nsf, tmp_path, ["a/1.png"], "rows.csv", "--path-column", "file")
+    assert deps == [] and "does not watch the images; add their folder to the deps of extract and train." in said
+    deps, said = watched(nsf, tmp_path, ["a/1.png"], "rows.csv", "--root", "../..")
+    assert deps == [] and "does not watch the images; add" in said
 
 
 def test_a_table_around_the_folder(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
