@@ -205,17 +205,19 @@ def joined(columns: Sequence[Sequence[str]]) -> list[str]:
     return ["+".join(values) if all(values) else "" for values in zip(*columns, strict=True)]
 
 
-def find_folder(root: str | Path, file: str, *below: str) -> Path:
-    """The folder that holds `file`: the root, or one of those below it.
+def find_folder(root: str | Path, file: str | Sequence[str], *below: str) -> Path:
+    """The folder that holds `file`, or one of several: the root, or one of those below it.
 
     Raises:
         BadData: none of them does.
     """
+    files = [file] if isinstance(file, str) else file
     for folder in (Path(root), *(Path(root, name) for name in below)):
-        if (folder / file).is_file():
+        if any((folder / name).is_file() for name in files):
             return folder
     also = f", in it or in {' or '.join(below)}" if below else ""
-    raise BadData(f"there is no {file}{also}", where=root, do=f"set data.root to the folder with {file}")
+    wanted = " or ".join(files)
+    raise BadData(f"there is no {wanted}{also}", where=root, do=f"set data.root to the folder with {wanted}")
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

@@ -1,9 +1,9 @@
 """Waterbirds (Sagawa et al. 2020): birds cut out of their photographs and put on land or water.
 
-The folder `waterbird_complete95_forest2water2` as group_DRO (github.com/kohpangwei/group_DRO) distributes it: `metadata.csv`
-(img_id, img_filename, y, split, place, place_filename) and the images in a folder per species. Published group sizes
-(landbird/land, landbird/water, waterbird/land, waterbird/water): train 3498, 184, 56, 1057; val 467, 466, 133, 133; test
-2255, 2255, 642, 642.
+The folder `waterbird_complete95_forest2water2` as group_DRO (github.com/kohpangwei/group_DRO) distributes it, or WILDS'
+`waterbirds_v1.0`: `metadata.csv` (img_id, img_filename, y, split, place, place_filename) and the images in a folder per
+species. Published group sizes (landbird/land, landbird/water, waterbird/land, waterbird/water): train 3498, 184, 56, 1057;
+val 467, 466, 133, 133; test 2255, 2255, 642, 642.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def read(split: str, *, root: str) -> Split:
     Raises:
         BadData: the table or a column is missing, a value is not 0 or 1, or an image is not there.
     """
-    folder = find_folder(root, "metadata.csv", "waterbird_complete95_forest2water2")
+    folder = find_folder(root, "metadata.csv", "waterbird_complete95_forest2water2", "waterbirds_v1.0")
     table = read_csv(folder / "metadata.csv", dict.fromkeys(("img_filename", "y", "split", "place")))
     labels, places = (table.codes(column, {"0": 0, "1": 1}) for column in ("y", "place"))
     rows = np.flatnonzero(table.splits("split") == split)

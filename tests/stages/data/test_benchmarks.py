@@ -85,8 +85,9 @@ def test_waterbirds(waterbirds: Path) -> None:
     assert train.load(0).size == (12, 8) and train.kind == "image"
     assert train.locate(1) == f"{waterbirds}/000.Some_Bird/Bird_4.jpg (line 6 of {waterbirds}/metadata.csv)"
     assert_travels(train)
-    folder = waterbirds.rename(waterbirds.with_name("waterbird_complete95_forest2water2"))
-    assert len(open_split("val", format="waterbirds", root=str(folder.parent))) == 4
+    for name in ("waterbird_complete95_forest2water2", "waterbirds_v1.0"):
+        waterbirds = waterbirds.rename(waterbirds.with_name(name))
+        assert len(open_split("val", format="waterbirds", root=str(waterbirds.parent))) == 4
 
 
 @pytest.mark.parametrize(
@@ -145,11 +146,60 @@ def test_celeba(celeba: Path) -> None:
     assert len(open_split("val", format="celeba", root=str(celeba.parent))) == 8
 
 
+def as_kaggle(root: Path) -> None:
+    """Both lists as CSV, and the images one folder deeper."""
+    names, rows = "image_id," + ",".join(FACES), (root / "list_attr_celeba.txt").read_text().splitlines()[2:]
+    write_csv(root / "list_attr_celeba.csv", names, [row.split() for row in rows])
+    rows = (root / "list_eval_partition.txt").read_text().splitlines()
+    write_csv(root / "list_eval_partition.csv", "image_id,partition", [row.split() for row in rows])
+    remove("list_attr_celeba.txt", "list_eval_partition.txt")(root)
+    (root / "img_align_celeba").rename(root / "inner")
+    (root / "img_align_celeba").mkdir()
+    (root / "inner").rename(root / "img_align_celeba/img_align_celeba")
+
+
+@pytest.mark.parametrize("folder", ["celebA_v1.0", "data", "celeba"])
+def test_celeba_as_kaggle_and_wilds_have_it(folder: str, celeba: Path) -> None:
+    before = open_split("val", format="celeba", root=str(celeba))
+    as_kaggle(celeba)
+    after = open_split("val", format="celeba", root=str(celeba))
+    assert after.counts() == before.counts() and after.ids.tolist() == before.ids.tolist()
+    images = "img_align_celeba/img_align_celeba"
+    assert after.locate(0) == f"{celeba}/{images}/000002.jpg (line 3 of {celeba}/list_attr_celeba.csv)"
+    assert after.load(0).size == (12, 8)
+    moved = celeba.rename(celeba.with_name(folder))
+    (moved / images).rename(moved / "flat")
+    (moved / "img_align_celeba").rmdir()
+    (moved / "flat").rename(moved / "img_align_celeba")
+    assert open_split("val", format="celeba", root=str(moved.parent)).load(0).size == (12, 8)
+
+
 @pytest.mark.parametrize(
     ("edit", "options", "words"),
     [
-        (remove("list_attr_celeba.txt"), {}, "there is no list_attr_celeba.txt, in it or in celeba; set data.root"),
-        (remove("list_eval_partition.txt"), {}, "list_eval_partition.txt: there is no such file; fetch it"),
+        (lambda root: None, {"target": "Blond"}, r"no column 'Blond' \(it has image_id, .*; set data.target"),
+        (replace("list_attr_celeba.csv", "2.jpg,-1,-1", "2.jpg,-1,0"), {}, "line 3, column 'Blond_Hair': '0' is not -1 or"),
+        (replace("list_eval_partition.csv", "02.jpg,1", "02.jpg,3"), {}, "line 3, column 'partition': '3' is not train"),
+        (replace("list_eval_partition.csv", "000002.jpg,1\n", ""), {}, "line 3, .* '000002.jpg' is not in list_eval_part"),
+        (remove("list_eval_partition.csv"), {}, "there is no list_eval_partition.txt or list_eval_partition.csv; fetch it"),
+        (no_images, {}, "line 2 names the image .*000001.jpg, which is not there; unpack"),
+    ],
+)
+def test_celeba_as_kaggle_has_it_refused(edit: Edit, options: dict[str, str], words: str, celeba: Path) -> None:
+    as_kaggle(celeba)
+    edit(celeba)
+    refused("celeba", celeba, words, **options)
+
+
+@pytest.mark.parametrize(
+    ("edit", "options", "words"),
+    [
+        (
+            remove("list_attr_celeba.txt"),
+            {},
+            "there is no list_attr_celeba.txt or list_attr_celeba.csv, in it or in celeba or .*; set data.root",
+        ),
+        (remove("list_eval_partition.txt"), {}, "there is no list_eval_partition.txt or list_eval_partition.csv; fetch it"),
         (lambda root: None, {"target": "Blond"}, r"no attribute 'Blond' \(it has 5_o_Clock_.*; set data.target"),
         (lambda root: None, {"attribute": "x"}, "there is no attribute 'x' .*; set data.attribute"),
         (replace("list_attr_celeba.txt", "24\n", "25\n"), {}, "line 1 says '25' images, and 24 follow; fetch"),
@@ -161,7 +211,7 @@ def test_celeba(celeba: Path) -> None:
         (replace("list_attr_celeba.txt", "2.jpg -1 -1 -1  -1 -1", "2.jpg -1"), {}, "line 4, column 'Blond_Hair': '' is not"),
         (replace("list_attr_celeba.txt", "2.jpg -1", "2.jpg -1 -1 1"), {}, "cannot be read as a list .*line 4"),
         (replace("list_attr_celeba.txt", "", ""), {}, r"there is no attribute 'Blond_Hair' \(it has none\)"),
-        (replace("list_eval_partition.txt", "02.jpg 1", "02.jpg 3"), {}, "line 2, column 'split': '3' is not train, val"),
+        (replace("list_eval_partition.txt", "02.jpg 1", "02.jpg 3"), {}, "line 2, column 'partition': '3' is not train"),
         (replace("list_eval_partition.txt", "000002.jpg 1\n", ""), {}, "line 4, .* '000002.jpg' is not in list_eval_part"),
         (replace("list_eval_partition.txt", "", ""), {}, "list_eval_partition.txt: cannot be read as a list"),
         (no_images, {}, "line 3 names the image .*000001.jpg, which is not there; unpack"),
