@@ -56,18 +56,21 @@ def init(
     preset: Annotated[
         Preset | None, typer.Option(help="A published experiment.", rich_help_panel=WHAT, show_choices=True)
     ] = None,
-    images: Annotated[Path | None, _what("A tree of images, DIR/split/class/...", "DIR")] = None,
+    images: Annotated[
+        Path | None,
+        _what("A tree of images, DIR/split/class/..., or what Hugging Face DatasetDict.save_to_disk wrote.", "DIR"),
+    ] = None,
     csv: Annotated[Path | None, _what("A .csv, .parquet or .jsonl file with a row per image or text.")] = None,
     features: Annotated[Path | None, _what("Validation features: safetensors with `features` and `labels`.")] = None,
     root: Annotated[
         str | None, typer.Option(help="Of a preset, or of a table's images: the folder with the data.", metavar="DIR")
     ] = None,
-    text_column: Annotated[str | None, typer.Option(help="Of a table of texts: the column with the text.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Of texts in a table or DatasetDict: their column.")] = None,
     path_column: Annotated[str | None, typer.Option(help="Of a table of images: the column with the path.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Of a table: the column with the class.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of a table or DatasetDict: the column with the class.")] = None,
     split_column: Annotated[str | None, typer.Option(help="Of a table: the column with the split.")] = None,
     attribute_column: Annotated[
-        str | None, typer.Option(help="Of a table: the column with the attribute, for scoring alone.")
+        str | None, typer.Option(help="Of a table or DatasetDict: the column with the attribute, for scoring alone.")
     ] = None,
     test_features: Annotated[
         Path | None, typer.Option(help="With --features: the test split's, to evaluate on.", metavar="FILE")
@@ -97,9 +100,10 @@ def init(
             do = f"give --preset ({', '.join(PRESETS)}), --images DIR, --csv FILE or --features FILE"
             raise BadParameter("no data is named", where="init", do=do)
         images, csv, features = _ask_for_data()
-        if csv is not None and text_column is None:
+        if (csv is not None or _is_saved(folder, images)) and text_column is None:
             text_column = _asked("Its column with the text (empty: images)", default="", show_default=False)
-    _check_fits(ctx, preset=preset is not None, table=csv is not None, features=features is not None)
+    saved = _is_saved(folder, images)
+    _check_fits(ctx, preset=preset is not None, table=csv is not None, saved=saved, features=features is not None)
     sections: dict[str, dict[str, Any]] = {}
     if preset is not None:
         sections = {section: dict(values) for section, values in PRESETS[preset].items()}
@@ -155,10 +159,10 @@ COLUMNS = ("text_column", "path_column", "label_column", "split_column", "attrib
 MODEL = ("source", "architecture", "weights", "name", "function")
 
 
-def _check_fits(ctx: typer.Context, *, preset: bool, table: bool, features: bool) -> None:
+def _check_fits(ctx: typer.Context, *, preset: bool, table: bool, saved: bool, features: bool) -> None:
     """Refuse options that say nothing about what is set up."""
     idle = [] if features else ["test_features", "head"]
-    idle += [] if table else list(COLUMNS)
+    idle += [] if table else [column for column in COLUMNS if not saved or column in ("path_column", "split_column")]
     idle += [] if table or preset else ["root"]
     idle += [*MODEL, "train"] if features else list(MODEL) if preset else []
     for option in idle:
@@ -218,10 +222,15 @@ def _data(folder: Path, images: Path | None, table: Path | None, columns: Mappin
     if not any(Path("/").glob(pattern[1:])):
         raise MissingFile("is not there", where=folder / path, do="name it as seen from the folder to set up")
     if images is not None:
-        return {"format": "folder", "root": str(images)}
+        return {"format": "huggingface" if _is_saved(folder, images) else "folder", "root": str(images), **columns}
     if path.suffix not in TABLES:
         raise BadParameter(f"'{path}' ends in none of {', '.join(TABLES)}", where="option --csv")
     return {"format": TABLES[path.suffix], "file": str(path), **columns}
+
+
+def _is_saved(folder: Path, images: Path | None) -> bool:
+    """Whether this is a DatasetDict of Hugging Face `datasets`, as `save_to_disk` writes it."""
+    return images is not None and (_from(folder, images) / "dataset_dict.json").is_file()
 
 
 def _complete(folder: Path, model: dict[str, Any]) -> dict[str, Any]:

@@ -150,6 +150,23 @@ def test_tables(nsf: Nsf, tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "dvc.yaml")["stages"]["train"]["deps"] == ["tables"], "those that are still to come, too"
 
 
+def test_a_data_set_of_hugging_face(nsf: Nsf, tmp_path: Path) -> None:
+    """Saved to disk it is a folder, too, and no tree of images."""
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/dataset_dict.json").write_text('{"splits": ["train"]}')
+    options = ["--images", "../saved", "--force"]
+    assert nsf("init", "work", *options, "--label-column", "y", "--attribute-column", "place").code == 0
+    data = read_yaml(tmp_path / "work/params.yaml")["data"]
+    assert (data["format"], data["root"], data["label_column"]) == ("huggingface", "../saved", "y")
+    assert (data["attribute_column"], data["text_column"]) == ("place", None)
+    assert read_yaml(tmp_path / "work/dvc.yaml")["stages"]["train"]["deps"] == ["../saved"]
+    assert_one_sentence(nsf("init", "work", *options, "--text-column", "body"), "no model of texts is named")
+    assert nsf("init", "work", *options, "--text-column", "body", "--name", "someone/classifier").code == 0
+    assert read_yaml(tmp_path / "work/params.yaml")["data"]["text_column"] == "body"
+    for option in ("--path-column", "--split-column", "--root"):
+        assert_one_sentence(nsf("init", "work", *options, option, "x"), f"option {option}", "says nothing with --images")
+
+
 def test_a_table_of_texts_needs_a_model_of_texts(nsf: Nsf, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label,split\n")
     for options, words in (
@@ -184,6 +201,11 @@ def test_what_is_there_is_left_alone(photos: Path, nsf: Nsf, tmp_path: Path) -> 
             {"format": "csv", "text_column": "body"},
             {"source": "transformers", "name": "someone/classifier"},
         ),
+        (
+            "saved\nbody\nsomeone/classifier\n",
+            {"format": "huggingface", "root": "saved", "text_column": "body"},
+            {"name": "someone/classifier"},
+        ),
         ("rows.csv\n\nmine:made\n", {"file": "rows.csv"}, {"source": "callable", "function": "mine:made"}),
     ],
 )
@@ -195,6 +217,8 @@ def test_without_options_it_asks(
     from nsfcli.app import app
 
     (tmp_path / "rows.csv").write_text("path,label,split\n")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/dataset_dict.json").write_text("{}")
     (tmp_path / "best.pt").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nsfcli.init._is_terminal", lambda: True)
