@@ -24,10 +24,10 @@ def predict(
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text to predict; may be given several times.")] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="Column with the text, of a table; default: data.text_column, or text.")
+        str | None, typer.Option(help="Column with the text, of a table; default: the data's, or text.")
     ] = None,
     second_text_column: Annotated[
-        str | None, typer.Option(help="Column with the second text, for pairs; default: data.second_text_column.")
+        str | None, typer.Option(help="Column with the second text, for pairs; default: the data's.")
     ] = None,
     model: ModelOption = MODEL,
     update: UpdateOption = UPDATE,

@@ -5,7 +5,7 @@ command line's options from the same lines.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -149,12 +149,17 @@ class MultiNLIData(BenchmarkData):
     """MultiNLI: inference against negation."""
 
     format: Literal["multinli"] = Field(description=FORMAT)
+    # As the owners' files name them; no parameters, but what `nsf predict` looks for in tables.
+    text_column: ClassVar[str] = "sentence1"
+    second_text_column: ClassVar[str] = "sentence2"
 
 
 class CivilCommentsData(BenchmarkData):
     """CivilComments: toxicity against mentions of identities."""
 
     format: Literal["civilcomments"] = Field(description=FORMAT)
+    # As with MultiNLI.
+    text_column: ClassVar[str] = "comment_text"
     identities: Literal["any"] | list[Text] = Field("any", description="Identities of which any is the attribute.")
 
 

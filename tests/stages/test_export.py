@@ -416,6 +416,12 @@ def test_predict_pairs_as_the_data_has_them(pretrained: Pretrained, reviews: Pat
     assert_one_sentence(nsf("predict", "--text", "good"), "option --text", words)
     Path("new.txt").write_text("good\n")
     assert_one_sentence(nsf("predict", "new.txt"), "new.txt", words)
+    # MultiNLI's are always pairs, in columns that its owners named.
+    write_params(data={"format": "multinli", "root": "."}, model={"source": "transformers", "name": "classifier"})
+    assert_one_sentence(nsf("predict", "--text", "good"), "option --text", "the model takes pairs (column 'sentence2'")
+    lines = Path("reviews.csv").read_text().splitlines()
+    Path("dev.csv").write_text("\n".join(["sentence1,sentence2,label,split,source", *lines[1:]]))
+    assert nsf("predict", "dev.csv", "--json").json["samples"] == rows
 
 
 def test_predict_with_another_encoder(nsf: Nsf, photos: Path, tmp_path: Path) -> None:
