@@ -126,7 +126,7 @@ def init(
                 where="init",
                 do=TEXT_MODEL,
             )
-    trains = train if train is not None else preset is not None or _is_untrained(sections.get("model", {}))
+    trains = train if train is not None else preset is not None or _is_untrained(folder, sections.get("model", {}))
     if trains and sections.get("model", {}).get("source") == "transformers":
         sections.setdefault("train", FINE_TUNING)
     text = _params(sections, trains)
@@ -235,14 +235,10 @@ def _is_saved(folder: Path, images: Path | None) -> bool:
 
 def _complete(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     """The model section, its source told from what is given."""
-    # Here, for it brings in half of stages/, and `nsf --help` does without.
-    from stages.models.checkpoints import SUFFIXES
-
     if "source" not in model:
         model["source"] = "transformers" if "name" in model else "callable" if "function" in model else "torchvision"
     weights = str(model.get("weights", ""))
-    # Names of weights, such as IMAGENET1K_V1, are in capitals.
-    if weights and (weights.endswith(SUFFIXES) or not weights.isupper()) and not _from(folder, weights).is_file():
+    if weights and not _is_name(weights) and not _from(folder, weights).is_file():
         raise MissingFile("is not there", where=folder / weights, do="name it as seen from the folder to set up")
     if model["source"] in IMAGE_SOURCES:
         model.setdefault("architecture", "resnet50")
@@ -251,9 +247,15 @@ def _complete(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     return model
 
 
-def _is_untrained(model: Mapping[str, Any]) -> bool:
+def _is_name(weights: str) -> bool:
+    """Whether these are weights of a library's own: their names, such as IMAGENET1K_V1, are in capitals."""
+    return weights.isupper()
+
+
+def _is_untrained(folder: Path, model: Mapping[str, Any]) -> bool:
     """Whether the model of this section is one that `nsf train` trains first."""
-    return model.get("source") in IMAGE_SOURCES and model.get("weights") in (None, "DEFAULT")
+    weights = str(model.get("weights") or "DEFAULT")
+    return model.get("source") in IMAGE_SOURCES and _is_name(weights) and not _from(folder, weights).is_file()
 
 
 # ------------------------------------------------------------------------------------------------------------- files

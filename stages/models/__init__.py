@@ -166,7 +166,8 @@ def open_trained(folder: Path, section: Mapping[str, Any] | None) -> Opened:
         raise MissingFile(
             "there is no such model, and the model of params.yaml has no trained head of its own",
             where=folder,
-            do="`nsf train` makes it, or name trained weights in section 'model'",
+            do="`nsf train` makes it, or name trained weights in section 'model'; "
+            "`nsf init --force --train ...` puts training first",
         )
     names = [str(name) for name in model.class_names or []]
     return Opened(model, names, artifacts.fingerprint(model.network.state_dict()), False)

@@ -116,10 +116,11 @@ def test_own_images_and_model_run_to_the_end_in_a_folder_of_a_git_repository(pho
     assert "artifacts" not in ignored
 
 
-def test_an_untrained_model_is_trained_first(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
-    assert nsf("init", "--images", "photos", "--quiet").code == 0
+@pytest.mark.parametrize("weights", [None, "DEFAULT", "IMAGENET1K_V1"])
+def test_an_untrained_model_is_trained_first(weights: str | None, photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    assert nsf("init", "--images", "photos", *(["--weights", weights] if weights else []), "--quiet").code == 0
     written = read_yaml(tmp_path / "params.yaml")
-    assert written["model"]["architecture"] == "resnet50" and written["model"]["weights"] == "DEFAULT"
+    assert written["model"]["architecture"] == "resnet50" and written["model"]["weights"] == (weights or "DEFAULT")
     stages = read_yaml(tmp_path / "dvc.yaml")["stages"]
     assert next(iter(stages)) == "train" and stages["train"]["deps"] == ["photos"]
     assert "artifacts/model" in stages["extract"]["deps"]

@@ -96,7 +96,10 @@ def test_an_encoder_without_a_head_is_not_trained(pretrained: Pretrained, tmp_pa
         (tmp_path / "encoder" / name).write_bytes((folder / name).read_bytes())
     section = {"source": "transformers", "name": str(tmp_path / "encoder"), "max_length": None}
     assert not models.build(**section).trained
-    with pytest.raises(MissingFile, match=r"no trained head of its own; `nsf train` makes it, or name trained weights"):
+    words = (
+        r"no trained head of its own; `nsf train` makes it, or name trained weights .*; `nsf init --force --train ...` puts"
+    )
+    with pytest.raises(MissingFile, match=words):
         models.open_trained(tmp_path / "none", section)
 
 
