@@ -27,7 +27,7 @@ Preset = StrEnum("Preset", list(PRESETS))  # type: ignore[misc]
 Source = StrEnum("Source", ["torchvision", "timm", "transformers", "callable"])
 
 # A table's suffix -> data.format.
-TABLES = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl"}
+TABLES = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".csv.gz": "csv", ".jsonl.gz": "jsonl"}
 
 # Where models of images alone come from, and what to give for texts.
 IMAGE_SOURCES = ("torchvision", "timm")
@@ -195,7 +195,7 @@ def _ask_for_data() -> tuple[Path | None, Path | None, Path | None]:
     path = Path(_asked("Data: a folder of images, a .csv/.parquet/.jsonl table, or a features .safetensors file"))
     if path.suffix == ".safetensors":
         return None, None, path
-    return (None, path, None) if path.suffix in TABLES else (path, None, None)
+    return (None, path, None) if _format(path) else (path, None, None)
 
 
 def _ask_for_model(*, texts: bool) -> dict[str, Any]:
@@ -223,9 +223,14 @@ def _data(folder: Path, images: Path | None, table: Path | None, columns: Mappin
         raise MissingFile("is not there", where=folder / path, do="name it as seen from the folder to set up")
     if images is not None:
         return {"format": "huggingface" if _is_saved(folder, images) else "folder", "root": str(images), **columns}
-    if path.suffix not in TABLES:
+    if not _format(path):
         raise BadParameter(f"'{path}' ends in none of {', '.join(TABLES)}", where="option --csv")
-    return {"format": TABLES[path.suffix], "file": str(path), **columns}
+    return {"format": _format(path), "file": str(path), **columns}
+
+
+def _format(table: Path) -> str | None:
+    """data.format of a table, by how its name ends; None where it is no table."""
+    return next((format for suffix, format in TABLES.items() if table.name.endswith(suffix)), None)
 
 
 def _is_saved(folder: Path, images: Path | None) -> bool:

@@ -166,9 +166,10 @@ def _texts(
             raise BadData("is a folder, and the model takes texts", where=path, do="name files of texts, or use --text")
         if not path.is_file():
             raise MissingFile("there is no such file", where=path, do="name files of texts, or use --text")
-        if path.suffix != ".txt" and path.suffix not in TABLES:
+        reader = TABLES.get(Path(path.name.removesuffix(".gz")).suffix)
+        if path.suffix != ".txt" and reader is None:
             raise BadData(f"is no .txt, {', '.join(TABLES)} file, and the model takes texts", where=path)
-        if path.suffix == ".txt":
+        if reader is None:
             try:
                 # By line ends alone: `splitlines` breaks at marks that a text may hold, too.
                 lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
@@ -179,7 +180,7 @@ def _texts(
             empty += len(lines) - len(held)
             continue
         wanted = {column: "set --text-column", **({second: "set --second-text-column"} if second else {})}
-        table = TABLES[path.suffix](path, wanted)
+        table = reader(path, wanted)
         for name in wanted:
             table.refuse(table.rows[name].str.strip() == "", name, "a text")
         first = table.rows[column].tolist()

@@ -1,16 +1,18 @@
 """Data sets: one module per format, each with a `read(split, **options) -> Split`."""
 
 import csv
+import gzip
 import re
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -284,11 +286,25 @@ class Table:
         return {"kind": "text", "load": load, "locate": partial(_locate_row, self.path, self.lines, chosen)}
 
 
+# What a text file that is none, or that gzip cannot unpack, raises when it is read.
+UNREADABLE = (OSError, ValueError, EOFError, zlib.error)
+
+
+def open_text(path: Path, *, encoding: str = "utf-8", newline: str | None = None) -> IO[str]:
+    """A file to read text from, unpacked where its name ends in .gz."""
+    packed = path.suffix == ".gz"
+    return (
+        gzip.open(path, "rt", encoding=encoding, newline=newline)
+        if packed
+        else path.open(encoding=encoding, newline=newline)
+    )
+
+
 def read_csv(path: Path, columns: Mapping[str, str | None], *, do: str | None = None, quoted: bool = True) -> Table:
     """Some columns of a CSV file, or with `quoted=False` of a file with tabs and no quoting (GLUE's .tsv).
 
     Args:
-        path: the file, UTF-8.
+        path: the file, UTF-8; packed by gzip where its name ends in .gz.
         columns: the columns' names, each with what would mend its absence.
         do: what would mend the file's absence.
 
@@ -299,6 +315,7 @@ def read_csv(path: Path, columns: Mapping[str, str | None], *, do: str | None = 
 
     layout: dict[str, Any] = {} if quoted else {"sep": "\t", "quoting": csv.QUOTE_NONE, "lineterminator": "\n"}
     layout |= {"dtype": str, "keep_default_na": False, "encoding": "utf-8", "index_col": False}
+    layout["compression"] = "gzip" if path.suffix == ".gz" else None
     try:
         with warnings.catch_warnings():
             # A row longer than the header would lose its end, and with `usecols` without a word.
@@ -309,7 +326,7 @@ def read_csv(path: Path, columns: Mapping[str, str | None], *, do: str | None = 
     except pandas.errors.ParserWarning as error:
         raise BadData("the first row has more fields than the header", where=path,
                       do='put texts with commas in "quotes"' if quoted else None) from error  # fmt: skip
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise BadData(f"cannot be read as CSV ({str(error).splitlines()[0]})", where=path) from error
     rows.columns = rows.columns.str.strip()
     check_columns(path, rows.columns.tolist(), columns)
@@ -337,7 +354,7 @@ def _csv_lines(path: Path, changed: int) -> np.ndarray:
     lines, end = [], 0
     limit = csv.field_size_limit(sys.maxsize)
     # What this module refuses and pandas does not, leaves the lines from there on to `place_of`.
-    with path.open(encoding="utf-8", newline="") as file, suppress(csv.Error):
+    with open_text(path, newline="") as file, suppress(csv.Error):
         reader = csv.reader(file)
         for record in reader:
             if len(record) > 1 or "".join(record).strip():

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.data import SPLIT_NAMES, Split, Table, check_columns, joined, named, number, place_of
+from stages.data import SPLIT_NAMES, UNREADABLE, Split, Table, check_columns, joined, named, number, open_text, place_of
 from stages.data import read_csv as _read_csv
 from stages.errors import BadData
 
@@ -48,8 +48,9 @@ def read(
     Args:
         split: "train", "val" or "test".
         reader: of the file's format.
-        file: the table (UTF-8). With `{split}` in its name it is one file per split, in the usual spellings; classes and
-            attributes are numbered over all the files there are, and ids count the rows of the split's own.
+        file: the table (UTF-8; CSV and JSON lines as .gz, too). With `{split}` in its name it is one file per split, in the
+            usual spellings; classes and attributes are numbered over all the files there are, and ids count the rows of the
+            split's own.
         root: the folder that the images' paths start from; by default the table's.
         path_column: of images.
         text_column, second_text_column: of texts, where the data is texts or pairs of them; then no path is read.
@@ -150,7 +151,7 @@ def read_rows_jsonl(path: Path, columns: Mapping[str, str | None], *, do: str | 
     found: dict[str, list[Any]] = {column: [] for column in columns}
     lines: list[int] = []
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with open_text(path, encoding="utf-8-sig") as file:
             for line, text in enumerate(file, start=1):
                 if not text.strip():
                     continue
@@ -166,7 +167,7 @@ def read_rows_jsonl(path: Path, columns: Mapping[str, str | None], *, do: str | 
                     values.append(row.get(column))
     except FileNotFoundError as error:
         raise BadData("there is no such file", where=path, do=do) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise BadData(f"cannot be read as JSON lines ({error})", where=path) from error
     check_columns(path, list(header), columns)
     # The lines are kept as they are counted; most often they are the rows themselves.

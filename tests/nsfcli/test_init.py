@@ -140,6 +140,10 @@ def test_tables(nsf: Nsf, tmp_path: Path) -> None:
         "fold",
     )
     assert "train" not in read_yaml(tmp_path / "dvc.yaml")["stages"], "a hub id names a trained classifier"
+    (tmp_path / "rows.jsonl").rename(tmp_path / "rows.jsonl.gz")
+    assert nsf("init", "--csv", "rows.jsonl.gz", *options, "--force", "--quiet").code == 0
+    data = read_yaml(tmp_path / "params.yaml")["data"]
+    assert (data["format"], data["file"]) == ("jsonl", "rows.jsonl.gz")
     options = ["--text-column", "text", "--name", "someone/encoder", "--train", "--force", "--quiet"]
     assert nsf("init", "--csv", "a-{split}.csv", *options).code == 0
     written = read_yaml(tmp_path / "params.yaml")

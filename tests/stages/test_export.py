@@ -1,5 +1,6 @@
 """export and predict: from every kind of model, through all stages, back into the format that came in - bit by bit."""
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -387,6 +388,8 @@ def test_predict_texts(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
     pd.read_csv("reviews.csv").to_parquet("reviews.parquet")
     assert nsf("predict", "reviews.parquet", "--json").json["samples"] == rows
     Path("reviews.xlsx").touch()
+    Path("reviews.csv.gz").write_bytes(gzip.compress(reviews.read_bytes()))
+    assert nsf("predict", "reviews.csv.gz", "--json").json["samples"] == rows
     assert_one_sentence(nsf("predict", "reviews.xlsx"), "is no .txt, .csv, .jsonl, .parquet file")
     assert_one_sentence(
         nsf("predict", "reviews.csv", "--text-column", "words"), "there is no column 'words'", "--text-column"

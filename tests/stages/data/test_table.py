@@ -1,5 +1,6 @@
 """Tables with a row per image or text: CSV, Waterbirds' metadata.csv among them, Parquet and JSON lines."""
 
+import gzip
 import json
 import pickle
 from collections.abc import Callable
@@ -231,6 +232,23 @@ def test_one_file_per_split(format: str, tmp_path: Path) -> None:
     with pytest.raises(BadData, match="there is no file for the val split; put one of val, valid, validation, dev for"):
         open_split("val", format=format, **options)
     assert open_split("train", format=format, **options).class_names == ["ant", "cat", "dog"]
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_tables_that_gzip_packed(format: str, tmp_path: Path) -> None:
+    """Read as they are, and what is wrong with them is told with its line."""
+    packed = tmp_path / f"table.{format}.gz"
+    options = {"format": format, "file": str(packed), "text_column": "text", "drop_empty": False}
+    packed.write_bytes(gzip.compress(Path(write(tmp_path, format, ROWS)).read_bytes()))
+    val = open_split("val", **options)
+    assert val.load(0) == "it's" and val.locate(0) == f"line {4 if format == 'csv' else 2} of {packed}"
+    packed.write_bytes(gzip.compress(Path(write(tmp_path, format, [*ROWS, {**ROWS[2], "text": ""}])).read_bytes()))
+    with pytest.raises(BadData, match=f"line {8 if format == 'csv' else 6}, column 'text': '' is not a text"):
+        open_split("val", **options)
+    for damaged in (packed.read_bytes()[:-20], b"text,label,split\n", packed.read_bytes()[:40] + b"x" * 40, b""):
+        packed.write_bytes(damaged)
+        with pytest.raises(BadData, match=r"cannot be read as|there is no column"):
+            open_split("val", **options)
 
 
 def test_images_from_json_lines(tmp_path: Path) -> None:
