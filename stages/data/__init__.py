@@ -320,6 +320,10 @@ def read_csv(path: Path, columns: Mapping[str, str | None], *, do: str | None = 
         with warnings.catch_warnings():
             # A row longer than the header would lose its end, and with `usecols` without a word.
             warnings.simplefilter("error", pandas.errors.ParserWarning)
+            header = pandas.read_csv(path, nrows=0, **layout).columns.str.strip().tolist()
+            if len(header) == 1 and header[0] not in columns and (marks := {";", "\t"} & set(header[0])):
+                told = "tabs" if "\t" in marks else "';'"
+                raise BadData(f"its first line has {told} and no comma", where=path, do="separate the columns by commas")
             rows = pandas.read_csv(path, **layout)
     except FileNotFoundError as error:
         raise BadData("there is no such file", where=path, do=do) from error

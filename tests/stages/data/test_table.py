@@ -121,6 +121,15 @@ def test_a_row_longer_than_the_header_does_not_shift(tmp_path: Path) -> None:
             open_split("val", format="csv", file=str(tmp_path / "t.csv"), text_column="text")
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+@pytest.mark.parametrize("rows", ["a;1;val\n", "a;1;val\nb, c;0;val\n", "b, c;0;val\n"])
+def test_columns_that_other_marks_separate(mark: str, rows: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(("text;label;split\n" + rows).replace(";", mark))
+    words = "its first line has (tabs|';') and no comma; separate the columns by commas"
+    with pytest.raises(BadData, match=words):
+        open_split("val", format="csv", file=str(tmp_path / "t.csv"), text_column="text")
+
+
 def test_lines_are_right_past_newlines_and_blank_lines(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('text,label,split\n"two\nlines",1,val\n\n  \n"say ""no""",0,val\nx,,val\n')
     with pytest.raises(BadData, match=r"line 7, column 'label': '' is not a class"):
