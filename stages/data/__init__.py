@@ -286,6 +286,9 @@ class Table:
         return {"kind": "text", "load": load, "locate": partial(_locate_row, self.path, self.lines, chosen)}
 
 
+# How many rows of a CSV file are parsed at a time.
+PART = 10_000
+
 # What a text file that is none, or that gzip cannot unpack, raises when it is read.
 UNREADABLE = (OSError, ValueError, EOFError, zlib.error)
 
@@ -324,7 +327,10 @@ def read_csv(path: Path, columns: Mapping[str, str | None], *, do: str | None = 
             if len(header) == 1 and header[0] not in columns and (marks := {";", "\t"} & set(header[0])):
                 told = "tabs" if "\t" in marks else "';'"
                 raise BadData(f"its first line has {told} and no comma", where=path, do="separate the columns by commas")
-            rows = pandas.read_csv(path, **layout)
+            check_columns(path, header, columns)
+            # In parts, and of each the columns that are wanted: the others are held for no more than a part.
+            with pandas.read_csv(path, chunksize=PART, **layout) as parts:
+                rows = pandas.concat([part.rename(columns=str.strip)[list(columns)] for part in parts])
     except FileNotFoundError as error:
         raise BadData("there is no such file", where=path, do=do) from error
     except pandas.errors.ParserWarning as error:
@@ -332,9 +338,7 @@ def read_csv(path: Path, columns: Mapping[str, str | None], *, do: str | None = 
                       do='put texts with commas in "quotes"' if quoted else None) from error  # fmt: skip
     except UNREADABLE as error:
         raise BadData(f"cannot be read as CSV ({str(error).splitlines()[0]})", where=path) from error
-    rows.columns = rows.columns.str.strip()
-    check_columns(path, rows.columns.tolist(), columns)
-    return Table(path, rows[list(columns)], csv_lines if quoted else 2)
+    return Table(path, rows, csv_lines if quoted else 2)
 
 
 def check_columns(path: Path, header: Sequence[str], columns: Mapping[str, str | None]) -> None:

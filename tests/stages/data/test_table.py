@@ -142,6 +142,18 @@ def test_lines_are_right_past_newlines_and_blank_lines(tmp_path: Path) -> None:
     assert [val.load(position) for position in range(2)] == ["two\nlines", 'say "no"'] and val.ids.tolist() == [0, 1, 2]
 
 
+def test_rows_are_the_same_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.data.PART", 2)
+    rows = [f"{n},{n % 2},{'val' if n else 'train'},{'x' * n}\n" for n in range(5)]
+    (tmp_path / "t.csv").write_text("text, label ,split,other\n" + "".join(rows))
+    val = open_split("val", format="csv", file=str(tmp_path / "t.csv"), text_column="text")
+    assert [val.load(n) for n in range(4)] == ["1", "2", "3", "4"] and val.ids.tolist() == [1, 2, 3, 4]
+    assert val.locate(3) == f"line 6 of {tmp_path}/t.csv"
+    (tmp_path / "t.csv").write_text("text,label,split,other\n" + "".join(rows[:4]) + "4, 4,0,val,x\n")
+    with pytest.raises(BadData, match="line 6, saw 5"):
+        open_split("val", format="csv", file=str(tmp_path / "t.csv"), text_column="text")
+
+
 def test_bom_spaces_in_the_header_and_windows_line_ends(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes("text, label ,split\r\n„Größe“ — 漢字,1,val\r\nNA,0,val\r\n".encode("utf-8-sig"))
     val = open_split("val", format="csv", file=str(tmp_path / "t.csv"), text_column="text")
