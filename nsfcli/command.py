@@ -46,23 +46,24 @@ def trained(
     """Which classifier a command takes: `model` and `own_model` of the stages.
 
     What `nsf train` wrote to the folder `model` counts alone where it was named, where params.yaml has a section train, and
-    where nothing is said of a model; elsewhere so does the trained classifier of section model, see `models.open_trained`.
+    where nothing is said of a model; elsewhere, or where it wrote nothing, the trained classifier of section model does, see
+    `models.open_trained`.
 
     Raises:
         MissingFile: a folder was named and is not there.
         BadParameter: options name another model than the one that was trained.
     """
     from stages.artifacts import exists
-    from stages.models import trained_from
+    from stages.models import trained_with
 
     there = exists(model)
     if model != MODEL and not there:
         raise MissingFile("there is no such model", where=model, do="check --model, or leave it out")
     section = sections["model"]
-    if model == MODEL and "train" not in sections and (section.model_fields_set or not there):
-        return model, section.model_dump()
     given = [name for name, value in overrides.items() if name.startswith("model__") and value is not None]
-    if given and there and trained_from(model) not in (None, section.model_dump()):
+    if not there or (model == MODEL and "train" not in sections and section.model_fields_set):
+        return model, section.model_dump()
+    if given and not trained_with(model, section.model_dump()):
         option = f"option --{given[0].replace('__', '-').replace('_', '-')}"
         do = "run `nsf train` with it first, or leave it out"
         raise BadParameter(f"{model} was trained with another section 'model'", where=option, do=do)

@@ -24,7 +24,8 @@ def doctor(ctx: typer.Context, model: ModelOption = MODEL, **overrides: str | No
     found = run(
         data=sections["data"].model_dump(),
         model=model,
-        own_model=own_model,
+        # A params.yaml with a section train is one of a pipeline that trains the model first.
+        own_model=None if "train" in sections else own_model,
         planned=sections["model"].model_dump(),
         batch_size=min(extract["batch_size"], 64),
         precision=extract["precision"],

@@ -45,6 +45,8 @@ def extract(
             progress=progress,
             **sections["extract"].model_dump(),
         )
+    if own_model is not None and model.exists() and summary["model"] != str(model):
+        settings.console.message(f"{model} was trained with another section 'model', and is left aside.")
     counts = ", ".join(f"{name} {count}" for name, count in summary["samples"].items())
     if summary["classes_matched_by"] == "number":
         settings.console.message(

@@ -98,7 +98,7 @@ def repair(
     if found is None:
         found = identify(features, labels, classes=classes, progress=progress)
     drawn = draw(features, labels, found.nearest, seed=seed)
-    if base is not None and not force and bool((predict(drawn.features, *base) == drawn.labels).all()):
+    if base is not None and not force and not distributed.count(int((predict(features, *base) != labels).sum())):
         return Repaired(*base, assess(features, labels, found, base, progress=progress), None, FAULTLESS, None)
     repaired, known = _by_groups(
         features, labels, base, found, drawn,
@@ -150,7 +150,7 @@ def _by_groups(
         )  # fmt: skip
         if base is not None:
             known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=new.scaling, seed=seed)
-        evidence = weigh(drawn.features, drawn.labels, new, base, known, classes=classes)
+        evidence = weigh(drawn.features, drawn.labels, drawn.nearest, new, base, known, classes=classes)
     if (verdict.bias == CANNOT_TELL or doubted(verdict)) and evidence.tells(verdict):
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
     doubt = None

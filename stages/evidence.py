@@ -40,6 +40,11 @@ TELLING_MIRROR = -0.6
 DOUBTED = -0.1
 # A head that is so much better at the classes needs no other evidence: the base head errs on what is plentiful here.
 PLAINLY_BETTER = 0.1
+# Of more than two classes, what the nearest centroid draws away is scarce where it is fewer samples than these, and less
+# than this share of all: a handful over so many pairs of classes, in a split about as biased as the model, of which
+# cross-validation tells nothing. In a small split as many are a plain minority.
+LEAST_FOUND = 30
+LEAST_FOUND_SHARE = 0.01
 # Where the base head makes between so many times the errors that its probabilities expect, it is calibrated: no attribute
 # that it leans on has come apart from the classes. If plain retraining then gains so many nats a sample, the split couples
 # something that the model does not use.
@@ -79,6 +84,7 @@ class Evidence:
         neglected: what the base head with other biases gains in the accuracy on its worst class; None where the classes on
             average gain nothing, or where that was not looked at.
         classes: C. Of more than two, hard samples pass for a bias more easily: the bounds are others.
+        found, samples: how many the nearest centroid draws away, and of how many.
         given_up: whether the new head has fewer samples right than the base head, out of fold, of a class too small for
             *better*.
     """
@@ -91,6 +97,8 @@ class Evidence:
     errors: float | None = None
     unused: float | None = None
     classes: int = 2
+    found: int | None = None
+    samples: int | None = None
     given_up: bool = False
     neglected: float | None = None
 
@@ -141,11 +149,19 @@ class Evidence:
         sure = self.too_sure() and self.mirror is not None and (self.recovered or 0.0) >= LEAST_RECOVERED
         return self.plainly_better() or self.mirrored(TELLING_MIRROR) or sure
 
+    def scarce(self) -> bool:
+        """Whether the minority that all begins with is a handful for more than two classes."""
+        if self.classes == 2 or self.found is None or self.samples is None:
+            return False
+        return self.found < min(LEAST_FOUND, LEAST_FOUND_SHARE * self.samples)
+
     def carries(self, verdict: Verdict) -> bool:
         """Whether a repair under this verdict is worth its risk."""
         if self.plainly_better():
             return True
         if verdict.mirror is None or self.mirror is None or self.recovered is None or not self.mirrored():
+            return False
+        if self.scarce():
             return False
         if self.plainly_shared():
             recovers = self.recovered >= LEAST_RECOVERED_SHARED
@@ -160,6 +176,8 @@ class Evidence:
     def against(self, verdict: Verdict) -> str | None:
         """Why the base head is to be kept under a verdict of "biased", in words; None where nothing speaks for that."""
         if not self.carries(verdict):
+            if self.scarce():
+                return f"{self.found} minority samples are too few to repair {self.classes} classes by"
             return "cross-validation shows no reliable gain"
         if self.split_alone():
             return "in the validation split an attribute goes with the class, and the model does not seem to use it"
@@ -174,13 +192,18 @@ def doubted(verdict: Verdict) -> bool:
 def weigh(
     features: "Tensor",
     labels: "Tensor",
+    nearest: "Tensor",
     new: Retrained,
     base: "tuple[Tensor, Tensor] | None",
     known: "Calibration | None" = None,
     *,
     classes: int,
 ) -> Evidence:
-    """The evidence for a repair, from the samples (n, d), (n,) that it was made on, and what is known of the base head."""
+    """The evidence for a repair, from the samples that it was made on, and what is known of the base head.
+
+    Args:
+        features, labels, nearest: (n, d), (n,) and (n,) int64, the class of the nearest centroid.
+    """
     attributes = new.attributes
     minority = attributes != labels
     centroids = group_means(features, labels, classes)
@@ -200,7 +223,19 @@ def weigh(
             better = float(weights[new.right].sum() - weights[before].sum())
     if known is not None:
         errors, unused = known.errors, known.unused
-    return Evidence(completed.mirror, recovered, gained, new.shared, better, errors, unused, classes, given_up)
+    return Evidence(
+        completed.mirror,
+        recovered,
+        gained,
+        new.shared,
+        better,
+        errors,
+        unused,
+        classes,
+        int((nearest != labels).sum()),
+        len(labels),
+        given_up,
+    )
 
 
 def too_few(labels: "Tensor", classes: int) -> list[int]:

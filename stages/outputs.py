@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -31,6 +32,10 @@ def check_computed(out: Path, tensors: Mapping[str, "Tensor"], *, do: str) -> No
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BadValues(f"'{name}' came out as NaN or infinity and is not written", where=out, do=do)
+
+
+# Seconds after which a temporary file of a process that is not there is no other machine's work.
+ABANDONED = 86_400
 
 
 class Outputs:
@@ -196,10 +201,10 @@ class Outputs:
         self._old = [old for _, old in kept if old is not None]
         for old in self._old:
             old.unlink()
-        for _, path in self._pending:
+        for folder in {path.parent for _, path in self._pending}:
             # What cannot be listed or removed stays.
             with suppress(OSError):
-                _remove_abandoned(path)
+                _remove_abandoned(folder, {path.name for _, path in self._pending if path.parent == folder})
 
     def _discard(self) -> None:
         with distributed.unstopped():
@@ -233,11 +238,14 @@ def _second_name(path: Path, name: Path) -> None:
         path.rename(name)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files for `path` of processes that were killed on the way."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})(\.old)?\.tmp")
-    for other in path.parent.iterdir():
-        if (found := name.fullmatch(other.name)) and not _alive(int(found[1])):
+def _remove_abandoned(folder: Path, names: set[str]) -> None:
+    """Remove the temporary files for these of processes that were killed on the way.
+
+    Not those of the last day: on a shared folder the process may be another machine's.
+    """
+    for other in folder.iterdir():
+        found = re.fullmatch(r"\.(.+)\.(\d{1,9})(\.old)?\.tmp", other.name)
+        if found and found[1] in names and not _alive(int(found[2])) and time.time() - other.stat().st_mtime > ABANDONED:
             other.unlink(missing_ok=True)
 
 

@@ -136,11 +136,16 @@ def load(folder: Path) -> Opened:
     return Opened(replace(model, checkpoint=checkpoint, trained=True), names, fingerprint, True)
 
 
-def trained_from(folder: Path) -> Mapping[str, Any] | None:
-    """The `model` section that `nsf train` was given when it wrote `folder`; None where it wrote none, or does not say."""
+def trained_with(folder: Path, section: Mapping[str, Any]) -> bool:
+    """Whether `nsf train` was given this `model` section when it wrote `folder`, or the file does not say."""
     found = artifacts.peek(_file_in(folder))
-    section = found.parameters.get("model") if found is not None and found.kind == "model" else None
-    return section if isinstance(section, Mapping) else None
+    given = found.parameters.get("model") if found is not None and found.kind == "model" else None
+    return given is None or _as_written(given) == _as_written(section)
+
+
+def _as_written(section: Any) -> str:
+    """A section as metadata hold it: JSON knows keys of text alone."""
+    return json.dumps(json.loads(json.dumps(section)), sort_keys=True)
 
 
 def _file_in(folder: Path) -> Path:
@@ -159,12 +164,13 @@ def open_trained(folder: Path, section: Mapping[str, Any] | None) -> Opened:
     """
     # Where weights are filled in at random first, the same ones each time.
     with reproducible(seed=0):
-        if section is None or (folder.exists() and trained_from(folder) in (None, section)):
+        if section is None or (folder.exists() and trained_with(folder, section)):
             return load(folder)
         model = build(**section, classes=None)
     if not model.trained:
+        found = "was trained with another section 'model'" if folder.exists() else "there is no such model"
         raise MissingFile(
-            "there is no such model, and the model of params.yaml has no trained head of its own",
+            f"{found}, and the model of params.yaml has no trained head of its own",
             where=folder,
             do="`nsf train` makes it, or name trained weights in section 'model'; "
             "`nsf init --force --train ...` puts training first",

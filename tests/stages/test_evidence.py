@@ -25,7 +25,7 @@ def test_a_head_that_is_plainly_better_is_carried() -> None:
     features, labels, attributes = spurious(2000, bias=0.5)
     base = (biased_head()[0] * torch.tensor([1.0] * 10 + [0.0] * (WIDTH - 10)), torch.zeros(2))
     new = group_balanced(features, labels, attributes, classes=2, scaling=moments(features))
-    evidence = weigh(features, labels, new, base, classes=2)
+    evidence = weigh(features, labels, labels, new, base, classes=2)
     right = predict(features, *base) == labels
     gains = [float(new.right[labels == y].double().mean() - right[labels == y].double().mean()) for y in (0, 1)]
     assert evidence.better == pytest.approx(sum(gains) / 2, abs=1e-6) and evidence.better > 0.3
@@ -157,5 +157,19 @@ def test_one_small_class_given_up_is_enough(lost: tuple[int, ...], given_up: boo
     right = before.clone()
     for index in lost:
         right[((labels == index) & before).nonzero()[0]] = False
-    evidence = weigh(features, labels, replace(new, right=right), (base, torch.zeros(4)), classes=4)
+    evidence = weigh(features, labels, labels, replace(new, right=right), (base, torch.zeros(4)), classes=4)
     assert evidence.given_up is given_up and evidence.better is None
+
+
+@pytest.mark.parametrize(
+    ("classes", "found", "samples", "carried"),
+    [(3, 30, 9000, True), (3, 29, 2901, False), (3, 29, 2900, True), (2, 12, 9000, True), (3, None, None, True)],
+)
+def test_a_handful_carries_no_repair_of_more_than_two_classes(
+    classes: int, found: int | None, samples: int | None, carried: bool
+) -> None:
+    evidence = Evidence(-0.9, 0.9, 0.2, -1.0, 0.0, classes=classes, found=found, samples=samples)
+    verdict = Verdict(BIASED, -0.6, [])
+    assert evidence.carries(verdict) is carried
+    assert evidence.against(verdict) == (None if carried else "29 minority samples are too few to repair 3 classes by")
+    assert replace(evidence, better=0.1).carries(verdict), "plainly better needs no minority"

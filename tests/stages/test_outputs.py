@@ -255,13 +255,16 @@ def test_signals_that_are_ignored_stay_so(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
-    """Temporary files for the same outputs, of processes that are not there any more."""
+    """Temporary files for the same outputs, of processes that are not there any more; on a shared folder they may yet be."""
     with subprocess.Popen(["true"]) as ended:
         pass
     dead, alive = ended.pid, os.getppid()
     stays = [f".a.{alive}.tmp", f".a.{alive}.old.tmp", f".ab.{dead}.tmp", f"a.{dead}.tmp", ".a.x.tmp", f".a.{dead}.tmp.txt"]
     for name in (f".a.{dead}.tmp", f".a.{dead}.old.tmp", ".a.999999999.tmp", *stays):
         (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (0, 0))
+    stays.append(".a.999999998.tmp")
+    (tmp_path / stays[-1]).write_text("half")
     with outputs() as files:
         files.text(tmp_path / "a", "new")
     assert {path.name for path in tmp_path.iterdir()} == {"a", *stays}

@@ -320,15 +320,31 @@ def test_a_model_that_is_left_from_earlier_work(
         (tmp_path / "params.yaml").write_text(data + parameters)
         done = nsf(command, "--device", "cpu", *options)
         assert done.code == 0, done.stderr
+        assert ("is left aside" in done.stderr) is (command == "extract" and "artifacts/model" not in done.stdout)
         return "artifacts/model" in done.stdout
 
     assert left_over("") and not left_over(f"model: {section}\n")
     assert left_over(f"model: {section}\ntrain: {{epochs: 1}}\n"), "the pipeline trains first"
     assert left_over(f"model: {section.replace('own.pt', 'null')}\n"), "it was trained with this section"
     assert not left_over("", "--model-weights", "own.pt"), "without a section train the option is heard"
+    (tmp_path / "params.yaml").write_text(f"{data}model: {{architecture: resnet34}}\n")
+    assert_one_sentence(
+        nsf(command), "artifacts/model: was trained with another section 'model', and the model of params.yaml"
+    )
     (tmp_path / "params.yaml").write_text(f"{data}train: {{epochs: 1}}\n")
     words = "option --model-weights", "artifacts/model was trained with another section 'model'"
     assert_one_sentence(nsf(command, "--model-weights", "own.pt"), *words)
+
+
+def test_a_model_is_known_again_by_its_section(tmp_path: Path) -> None:
+    """Which its file holds as JSON: numbers as keys come back as texts, and what is no number equals nothing."""
+    section = {"source": "callable", "function": "mine:make", "options": {"names": {0: "a"}, "wide": math.nan}}
+    assert models.trained_with(tmp_path, section), "there is nothing to say otherwise"
+    with outputs() as files:
+        metadata = Metadata(stage="train", parameters={"model": section})
+        files.tensors(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, replace(metadata, kind="model"))
+    assert models.trained_with(tmp_path, section)
+    assert not models.trained_with(tmp_path, {**section, "options": {"names": {1: "a"}}})
 
 
 def test_a_model_that_gives_nan(data: dict[str, Any], trained: Path, tmp_path: Path) -> None:
