@@ -53,6 +53,7 @@ def trained(
         MissingFile: a folder was named and is not there.
         BadParameter: options name another model than the one that was trained.
     """
+    from nsfcli.params import option_name
     from stages.artifacts import exists
     from stages.models import trained_with
 
@@ -64,7 +65,7 @@ def trained(
     if not there or (model == MODEL and "train" not in sections and section.model_fields_set):
         return model, section.model_dump()
     if given and not trained_with(model, section.model_dump()):
-        option = f"option --{given[0].replace('__', '-').replace('_', '-')}"
+        option = f"option {option_name('model', given[0].removeprefix('model__'), '')}"
         do = "run `nsf train` with it first, or leave it out"
         raise BadParameter(f"{model} was trained with another section 'model'", where=option, do=do)
     return model, None

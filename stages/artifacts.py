@@ -403,19 +403,18 @@ def _check_finite_rows(rows: Rows, files: Sequence[Path]) -> None:
 
 def written_by_nsf(path: Path) -> bool:
     """Whether the file, or the first of its shards, is there and says that nsf wrote it; its tensors are left alone."""
-    found = peek(path)
-    return found is not None and found != Metadata()
+    return "schema_version" in peek(path)
 
 
-def peek(path: Path) -> Metadata | None:
-    """The metadata of a file, or of the first of its shards; None where there are none to be had."""
+def peek(path: Path) -> dict[str, str]:
+    """The metadata of a file, or of the first of its shards, as they stand there; none where there are none to be had."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str((shards(path) or [path])[0]), framework="numpy") as file:
-            return Metadata.from_strings(file.metadata() or {}, path)
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError, UserError):
-        return None
+        return {}
 
 
 def read_model(path: Path) -> tuple[dict[str, "Tensor"], Metadata, str]:

@@ -127,7 +127,7 @@ def pseudo_attributes(
     return _named(mixture, found)
 
 
-def _named(mixture: "Mixture", found: list[tuple["Tensor", Naming]]) -> Named:
+def _named(mixture: Mixture, found: list[tuple["Tensor", Naming]]) -> Named:
     """The candidates, and what their agreement shares among classes."""
     import torch
 
@@ -139,7 +139,7 @@ def _named(mixture: "Mixture", found: list[tuple["Tensor", Naming]]) -> Named:
 
 
 def _several(
-    mixture: "Mixture",
+    mixture: Mixture,
     nearest: "Tensor",
     classified: tuple["Tensor", Naming],
     plenty: bool,
@@ -166,7 +166,7 @@ def _several(
     return [*_rounds(mixture, nearest, progress), classified]
 
 
-def _rounds(mixture: "Mixture", nearest: "Tensor", progress: Progress) -> list[tuple["Tensor", Naming]]:
+def _rounds(mixture: Mixture, nearest: "Tensor", progress: Progress) -> list[tuple["Tensor", Naming]]:
     """What the mixture makes of the nearest centroid's word."""
     return [
         replace(mixture, evenness=evenness, seed=mixture.seed * SEEDS + number).settle(nearest, progress)
@@ -182,7 +182,7 @@ def _agreement(one: "Tensor", other: "Tensor", labels: "Tensor") -> float:
 
 
 def _of_half(
-    mixture: "Mixture",
+    mixture: Mixture,
     classified: tuple["Tensor", Naming],
     base: "tuple[Tensor, Tensor] | None",
     progress: Progress,
@@ -202,7 +202,7 @@ def _of_half(
 
 
 def _searched(
-    mixture: "Mixture", nearest: "Tensor", classified: tuple["Tensor", Naming], progress: Progress
+    mixture: Mixture, nearest: "Tensor", classified: tuple["Tensor", Naming], progress: Progress
 ) -> tuple["Tensor", Naming]:
     """The candidate of most merit, of two classes."""
     labels = mixture.labels

@@ -97,9 +97,9 @@ def repair(
         classes = len(base[1]) if base is not None else int(labels.max()) + 1
     if found is None:
         found = identify(features, labels, classes=classes, progress=progress)
-    drawn = draw(features, labels, found.nearest, seed=seed)
     if base is not None and not force and not distributed.count(int((predict(features, *base) != labels).sum())):
         return Repaired(*base, assess(features, labels, found, base, progress=progress), None, FAULTLESS, None)
+    drawn = draw(features, labels, found.nearest, seed=seed)
     repaired, known = _by_groups(
         features, labels, base, found, drawn,
         classes=classes, regularization=regularization, force=force, seed=seed, progress=progress,

@@ -224,17 +224,17 @@ def weigh(
     if known is not None:
         errors, unused = known.errors, known.unused
     return Evidence(
-        completed.mirror,
-        recovered,
-        gained,
-        new.shared,
-        better,
-        errors,
-        unused,
-        classes,
-        int((nearest != labels).sum()),
-        len(labels),
-        given_up,
+        mirror=completed.mirror,
+        recovered=recovered,
+        gained=gained,
+        shared=new.shared,
+        better=better,
+        errors=errors,
+        unused=unused,
+        classes=classes,
+        found=int((nearest != labels).sum()),
+        samples=len(labels),
+        given_up=given_up,
     )
 
 

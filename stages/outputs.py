@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from os.path import realpath
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
@@ -48,7 +49,8 @@ class Outputs:
     written: ClassVar[bool] = False
 
     def __init__(self, protected: Sequence[Path]):
-        self._protected: set[Path] = set()
+        # Not by Path.resolve, which ends in an error where symbolic links lead in a circle.
+        self._protected: set[str] = set()
         self.inputs(*protected)
         self._folders: list[Path] = []
         self._pending: list[tuple[Path, Path]] = []
@@ -62,9 +64,9 @@ class Outputs:
             CannotWrite: the folder cannot be made or written, `path` is a folder, or an input of the same command.
         """
         path = Path(path)
-        if _place(path) in self._protected:
+        if realpath(path) in self._protected:
             raise CannotWrite("is an input of this command and would be overwritten", where=path, do="name another file")
-        if _place(path) in {_place(other) for _, other in self._pending}:
+        if realpath(path) in {realpath(other) for _, other in self._pending}:
             raise CannotWrite("is named for two outputs of this command", where=path, do="name two files")
         if path.is_dir():
             raise CannotWrite("is a folder, and a file is to be written there", where=path, do="name a file")
@@ -91,10 +93,10 @@ class Outputs:
         for path in paths:
             with suppress(UserError):
                 if parts := shards(path):
-                    self._protected |= {_place(file) for file in (index_of(path), *parts)}
+                    self._protected |= {realpath(file) for file in (index_of(path), *parts)}
             # A folder that cannot be listed is told of by whoever reads it.
             with suppress(OSError):
-                self._protected |= {_place(file) for file in (path.iterdir() if path.is_dir() else (path,))}
+                self._protected |= {realpath(file) for file in (path.iterdir() if path.is_dir() else (path,))}
 
     def check(self, *paths: Path | None) -> None:
         """Raise what `file` would, in the process that writes, before the work that ends in these outputs."""
@@ -221,11 +223,6 @@ class Outputs:
             # Deepest first, and only those that this command made and nobody has used since.
             with suppress(OSError):
                 folder.rmdir()
-
-
-def _place(path: Path) -> Path:
-    """Where a path leads; one that leads in a circle, of which Path.resolve makes an error, is itself."""
-    return Path(os.path.realpath(path))
 
 
 def _second_name(path: Path, name: Path) -> None:

@@ -138,8 +138,8 @@ def load(folder: Path) -> Opened:
 
 def trained_with(folder: Path, section: Mapping[str, Any]) -> bool:
     """Whether `nsf train` was given this `model` section when it wrote `folder`, or the file does not say."""
-    found = artifacts.peek(_file_in(folder))
-    given = found.parameters.get("model") if found is not None and found.kind == "model" else None
+    path = _file_in(folder)
+    given = Metadata.from_strings(artifacts.peek(path), path).parameters.get("model")
     return given is None or _as_written(given) == _as_written(section)
 
 
