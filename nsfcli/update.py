@@ -1,6 +1,7 @@
 """nsf update."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from nsfcli.command import (
     Settings,
     base_head,
 )
+from stages.errors import BadParameter
 
 # The parameters that each solver reads.
 READS = {"auto": ("solver", "regularization", "seed"), "published": ("solver", "steps", "learning_rate", "seed")}
@@ -36,6 +38,15 @@ def update(
     neutralize: NeutralizeOption = NEUTRALIZE,
     eliminate: EliminateOption = ELIMINATE,
     head: HeadOption = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of solver auto: features of the training split. A new head that is worse there than the base head, and "
+            "than on the validation split, is not written; nothing is fitted to them.",
+            metavar="FILE",
+            rich_help_panel="Files",
+        ),
+    ] = None,
     out: OutOption = UPDATE,
     force: Annotated[
         bool, typer.Option("--force", help="Of solver auto: return the new head whatever the verdict is.")
@@ -58,13 +69,16 @@ def update(
     settings: Settings = ctx.obj
     sections = params.load("update", overrides, settings.params)
     solver = sections["update"].model_dump()["solver"]
-    if idle := _idle(solver, overrides, force=force):
+    of_auto = {"--force": force, "--training": training is not None}
+    if idle := _idle(solver, overrides, [name for name, given in of_auto.items() if given]):
         other = next(each for each in READS if each != solver)
         verb, applies = ("has", "it applies") if len(idle) == 1 else ("have", "they apply")
         settings.console.message(
             f"{' and '.join(idle)} {verb} no effect with --solver {solver}; {applies} to --solver {other}."
         )
     base = base_head(head, features, VAL)
+    if training is not None and base is None:
+        raise BadParameter("compares the new head with the base head", where="option --training", do="give --head, too")
     with settings.console.progress() as progress:
         summary = run(
             features=features,
@@ -72,6 +86,7 @@ def update(
             neutralize=neutralize,
             eliminate=eliminate,
             head=base,
+            training=training,
             out=out,
             force=force,
             device=settings.device,
@@ -129,11 +144,11 @@ def _why(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _idle(solver: str, overrides: Mapping[str, str | None], *, force: bool) -> list[str]:
-    """The options given that have no effect with the solver."""
+def _idle(solver: str, overrides: Mapping[str, str | None], of_auto: Sequence[str]) -> list[str]:
+    """The options given that have no effect with the solver; `of_auto` are those of auto alone that are no parameters."""
     given = {name.removeprefix("update__") for name, value in overrides.items() if value is not None}
-    idle = sorted(given - {*READS[solver]}) + (["force"] if force and solver != "auto" else [])
-    return [params.option_name("update", key, "update") for key in idle]
+    idle = [params.option_name("update", key, "update") for key in sorted(given - {*READS[solver]})]
+    return idle + (list(of_auto) if solver != "auto" else [])
 
 
 def _better(value: float | None) -> str:

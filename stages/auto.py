@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stages import distributed
-from stages.evidence import Calibration, Evidence, calibration, doubted, too_few, weigh
+from stages.evidence import Calibration, Evidence, calibration, doubted, lost_in_training, too_few, weigh
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Identified, Verdict, assess, identify
 from stages.logistic import even_biases, moments
 from stages.passes import blocks, predict
@@ -68,6 +68,7 @@ def repair(
     base: "tuple[Tensor, Tensor] | None",
     *,
     found: Identified | None = None,
+    training: "tuple[Features, Tensor] | None" = None,
     classes: int | None = None,
     regularization: float | None = None,
     force: bool = False,
@@ -87,6 +88,8 @@ def repair(
         labels: (n,) int64 in [0, C).
         base: the base head (C, d), (C,); without it the new head is returned whatever was found.
         found: what `identify` gives; made here by default.
+        training: features (m, d) and labels (m,) of samples that the model was trained on: nothing is fitted to them, and a
+            new head that is worse there is not returned (`evidence.Evidence.worse_in_training`).
         classes: C; by default the base head's or the highest label plus one.
         regularization: C of scikit-learn's logistic regression, with one output a class: of two classes, for which
             scikit-learn has one output, C here is its 2 C. By default cross-validated.
@@ -101,7 +104,7 @@ def repair(
         return Repaired(*base, assess(features, labels, found, base, progress=progress), None, FAULTLESS, None)
     drawn = draw(features, labels, found.nearest, seed=seed)
     repaired, known = _by_groups(
-        features, labels, base, found, drawn,
+        features, labels, base, found, drawn, training,
         classes=classes, regularization=regularization, force=force, seed=seed, progress=progress,
     )  # fmt: skip
     if repaired.kept is None or base is None:
@@ -116,10 +119,12 @@ def repair(
     if repaired.verdict.bias == NOT_BIASED and sure.far_too_sure():
         repaired = replace(repaired, verdict=replace(repaired.verdict, bias=BIASED), evidence=sure)
     if repaired.verdict.bias == BIASED and sure.too_sure():
-        return _plainly(
-            features, labels, repaired, drawn, known,
+        plain = _plainly(
+            features, labels, base, replace(repaired, evidence=sure), drawn, known, training,
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
+        if plain is not None:
+            return plain
     return _evened(base, repaired, drawn, classes=classes)
 
 
@@ -129,6 +134,7 @@ def _by_groups(
     base: "tuple[Tensor, Tensor] | None",
     found: Identified,
     drawn: "Draw",
+    training: "tuple[Features, Tensor] | None",
     *,
     classes: int,
     regularization: float | None,
@@ -151,6 +157,8 @@ def _by_groups(
         if base is not None:
             known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=new.scaling, seed=seed)
         evidence = weigh(drawn.features, drawn.labels, drawn.nearest, new, base, known, classes=classes)
+    if training is not None and base is not None:
+        evidence = replace(evidence, lost=lost_in_training(*training, base, new, drawn.labels, progress=progress))
     if (verdict.bias == CANNOT_TELL or doubted(verdict)) and evidence.tells(verdict):
         verdict = replace(verdict, bias=BIASED, mirror=evidence.mirror)
     doubt = None
@@ -170,26 +178,36 @@ def _by_groups(
 def _plainly(
     features: "Features",
     labels: "Tensor",
+    base: "tuple[Tensor, Tensor]",
     repaired: Repaired,
     drawn: "Draw",
     known: "Calibration",
+    training: "tuple[Features, Tensor] | None",
     *,
     classes: int,
     regularization: float | None,
     seed: int,
     progress: Progress,
-) -> Repaired:
-    """A head for which every class weighs the same, and no group more."""
+) -> Repaired | None:
+    """A head for which every class weighs the same, and no group more; None where it is worse on the training split."""
     with distributed.alone():
         plain = group_balanced(
             drawn.features, drawn.labels, drawn.labels,
             classes=classes, scaling=known.scaling, regularization=drawn.strength(regularization), merit=likelihood,
             guesses=known.guesses if regularization is None else None, seed=seed, progress=progress,
         )  # fmt: skip
+    evidence = repaired.evidence
+    if training is not None:
+        lost = lost_in_training(*training, base, plain, drawn.labels, progress=progress)
+        evidence = replace(evidence or Evidence(), lost=lost)
+        if evidence.worse_in_training():
+            return None
     plain = replace(plain, readings=labels.unsqueeze(0))
     if drawn.samples > len(drawn.labels):
         plain = fitted_to_all(features, labels, plain, classes=classes)
-    return replace(repaired, weight=plain.weight, bias=plain.bias, retrained=plain, kept=None, remedy=PLAIN)
+    return replace(
+        repaired, weight=plain.weight, bias=plain.bias, retrained=plain, evidence=evidence, kept=None, remedy=PLAIN
+    )  # fmt: skip
 
 
 def _evened(base: "tuple[Tensor, Tensor]", repaired: Repaired, drawn: "Draw", *, classes: int) -> Repaired:

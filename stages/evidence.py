@@ -7,14 +7,18 @@ stand in docs/method-choices.md.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stages import distributed
 from stages.identify import NOT_BIASED, Identified, Verdict, assess
 from stages.logistic import Moments, balanced, folds, held_out
-from stages.passes import group_means, predict
+from stages.passes import best, group_means, predict
 from stages.reliance import logits_of
 from stages.retraining import PENALTIES, Retrained, likelihood, worst_quarter
+from stages.runtime import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from stages.rows import Features
 
 # What carries a repair, see `Evidence` and docs/method.md, "When the base head is kept": the mirror of the completed
 # minority at most, what the repair recovers at least, both together at least, and the gain in the worst groups at least.
@@ -62,6 +66,9 @@ TOO_SURE = 1.55
 # flipped labels or the overconfidence of a network that has been trained for long come to.
 FAR_TOO_SURE = 3.0
 MUCH_UNUSED = 0.1
+# A new head is worse on the training split where its class-balanced accuracy there is lower by this than the base head's,
+# and than its own on the validation split.
+MOST_LOST = 0.03
 # A base head neglects a class where other biases alone, for which every class weighs the same, are so much better at its
 # worst class.
 NEGLECTED = 0.02
@@ -85,6 +92,8 @@ class Evidence:
             average gain nothing, or where that was not looked at.
         classes: C. Of more than two, hard samples pass for a bias more easily: the bounds are others.
         found, samples: how many the nearest centroid draws away, and of how many.
+        lost: class-balanced accuracy that the new head lacks on the training split, to the base head's there or its own, out
+            of fold, on the validation split, whichever is lower; None where no training split is given, or no base head.
         given_up: whether the new head has fewer samples right than the base head, out of fold, of a class too small for
             *better*.
     """
@@ -99,6 +108,7 @@ class Evidence:
     classes: int = 2
     found: int | None = None
     samples: int | None = None
+    lost: float | None = None
     given_up: bool = False
     neglected: float | None = None
 
@@ -125,6 +135,14 @@ class Evidence:
         if self.errors is None or self.unused is None:
             return False
         return CALIBRATED[0] <= self.errors <= CALIBRATED[1] and self.unused >= LEAST_UNUSED
+
+    def worse_in_training(self) -> bool:
+        """Whether the new head leans on what goes with the class in the validation split, and not in the training split.
+
+        A model's features tell the classes of its training samples apart the better, so that a head is as good there as on
+        other samples of their kind; what it loses there it had from what the two splits do not share.
+        """
+        return self.lost is not None and self.lost >= MOST_LOST
 
     def too_sure(self, errors: float = TOO_SURE, unused: float = LEAST_UNUSED) -> bool:
         """Whether what the base head leans on has come apart from the classes, and plain retraining finds something else."""
@@ -179,6 +197,8 @@ class Evidence:
             if self.scarce():
                 return f"{self.found} minority samples are too few to repair {self.classes} classes by"
             return "cross-validation shows no reliable gain"
+        if self.worse_in_training():
+            return f"its accuracy is {self.lost:.2f} lower on the training split, which lacks the validation split's bias"
         if self.split_alone():
             return "in the validation split an attribute goes with the class, and the model does not seem to use it"
         return "the new head is worse at a class that has few validation samples" if self.given_up else None
@@ -236,6 +256,36 @@ def weigh(
         samples=len(labels),
         given_up=given_up,
     )
+
+
+def lost_in_training(
+    features: "Features",
+    labels: "Tensor",
+    base: "tuple[Tensor, Tensor]",
+    new: Retrained,
+    fitted: "Tensor",
+    *,
+    progress: Progress = silent,
+) -> float:
+    """The accuracy that a new head lacks on the training split, see `Evidence.lost`; below zero where it lacks none.
+
+    Args:
+        features, labels: (m, d), (m,) of the training split, or of any part of it that has samples of every class.
+        base: the base head (C, d), (C,).
+        new: the new head.
+        fitted: labels (n,) of the samples it was fitted to.
+    """
+    import torch
+
+    classes = len(base[1])
+    guesses = best(features, [base, (new.weight, new.bias)], what="training split", progress=progress)
+    sizes = distributed.summed(torch.bincount(labels, minlength=classes))
+    right = [distributed.summed(torch.bincount(labels[guess == labels], minlength=classes)) for guess in guesses]
+    before, after = (float((count / sizes).mean()) for count in right)
+    # The same samples in every process.
+    with distributed.alone():
+        here = float(balanced(fitted, classes).double()[new.right].sum())
+    return min(before, here) - after
 
 
 def too_few(labels: "Tensor", classes: int) -> list[int]:

@@ -163,6 +163,7 @@ class _Given:
         scale, shift: (d,), T's.
         base: the base head (C, d), (C,); None where none is given.
         class_names: C of them.
+        training: features (m, d), labels (m,) of the training split; None where it is not given.
     """
 
     features: "Features"
@@ -173,6 +174,7 @@ class _Given:
     shift: "Tensor"
     base: "tuple[Tensor, Tensor] | None"
     class_names: list[str]
+    training: "tuple[Features, Tensor] | None" = None
 
     def unfolded(self, head: "tuple[Tensor, Tensor]") -> Updated:
         """A head on x, and what it is on T(x)."""
@@ -198,12 +200,19 @@ class _Outcome:
 
 
 def _by_auto(
-    given: _Given, found: Artifact, *, regularization: float | Literal["auto"], force: bool, seed: int, progress: Progress
+    given: _Given,
+    found: Artifact,
+    *,
+    regularization: float | Literal["auto"],
+    force: bool,
+    seed: int,
+    progress: Progress,
 ) -> _Outcome:
     columns = (found["centroids"], found.own("nearest"), found.own("minority"))
     repaired = repair(
         given.features, given.labels, given.base,
-        found=Identified(*(column.to(given.labels.device) for column in columns)), classes=len(given.class_names),
+        found=Identified(*(column.to(given.labels.device) for column in columns)), training=given.training,
+        classes=len(given.class_names),
         regularization=None if regularization == "auto" else regularization,
         force=force, seed=seed, progress=progress,
     )  # fmt: skip
@@ -235,6 +244,7 @@ def _numbers(evidence: Evidence) -> dict[str, float | None]:
         "better": evidence.better,
         "errors": evidence.errors,
         "unused": evidence.unused,
+        "lost": evidence.lost,
         "neglected": evidence.neglected,
     }
     return {name: None if value is None else round(value, 6) for name, value in measures.items()}
@@ -257,6 +267,19 @@ def _by_published(
     return _Outcome(given.unfolded(given.base), f"{nothing} learn from", None, parameters, {})
 
 
+def _check_training(trained: Artifact, data: Artifact, classes: int, source: Artifact) -> None:
+    """Refuse features of a training split that do not go with those of the validation split.
+
+    Raises:
+        UserError: they number other classes, have no sample of one, or are the validation split's own.
+    """
+    check_labels(trained, classes, source=source)
+    if trained.fingerprint == data.fingerprint:
+        raise BadValues(
+            "holds the samples that the new head is fitted to", where=trained.path, do="give features of the training split"
+        )
+
+
 def run(
     *,
     features: Path,
@@ -265,6 +288,7 @@ def run(
     eliminate: Path,
     out: Path,
     head: Path | None = None,
+    training: Path | None = None,
     solver: Literal["auto", "published"] = "auto",
     regularization: float | Literal["auto"] = "auto",
     steps: int = 500,
@@ -276,12 +300,13 @@ def run(
 ) -> dict[str, Any]:
     """The stage on files: read features, the three artifacts before this one and, where there is one, the base head.
 
-    solver "auto" retrains as `stages.auto.repair` does, and keeps the base head where the verdict is not "biased" or
-    cross-validation shows no reliable gain, unless `force`d; "published" trains as `update` does, and keeps it where no
-    sample is rescued, for there is nothing to learn from. `rescued` and `conforming` are written by either,
-    `pseudo_attributes` where solver "auto" looked for groups and did not give them up.
+    solver "auto" retrains as `stages.auto.repair` does, and keeps the base head where the verdict is not "biased",
+    cross-validation shows no reliable gain, or the new head is worse on `training`, unless `force`d; "published" trains as
+    `update` does, and keeps it where no sample is rescued, for there is nothing to learn from. `rescued` and `conforming`
+    are written by either, `pseudo_attributes` where solver "auto" looked for groups and did not give them up.
 
     Args:
+        training: features of samples that the model was trained on, with which solver "auto" compares base and new head.
         solver: "auto" (with `regularization`, see `auto.repair`) or "published" (with `steps`, `learning_rate`).
         seed: of the folds, or of initialisation and draws.
         force: return the new head of solver "auto" whatever speaks against it.
@@ -303,30 +328,37 @@ def run(
     neutral = artifacts.read("neutralize", neutralize)
     learned = artifacts.read("eliminate", eliminate)
     base = artifacts.read("head", head) if head is not None else None
+    trained = artifacts.read("features", training) if training is not None and solver == "auto" else None
     agree("n", data, found)
-    agree("d", data, found, neutral, learned, base)
-    check_model(data, base)
+    agree("d", data, found, neutral, learned, base, trained)
+    for each in (data, trained):
+        if each is not None:
+            check_model(each, base)
     classes = agree("C", base, found, neutral)
     check_lineage(found, features=data)
     check_lineage(neutral, features=data, identify=found)
     check_lineage(learned, features=data, neutralize=neutral)
     check_labels(data, classes, source=base or found)
+    if trained is not None:
+        _check_training(trained, data, classes, base or found)
     names = data.class_names(classes)
-    with outputs(features, identify, neutralize, eliminate, head) as files, reproducible(seed):
+    with outputs(features, identify, neutralize, eliminate, head, training) as files, reproducible(seed):
         files.check(out)
         x, labels = data.rows.to(target), data.own("labels").to(target)
         scale, shift = learned["scale"].to(target), learned["shift"].to(target)
         minority, centers = found.own("minority").to(target), neutral["centers"].to(target)
         rescued, conforming = select(x, labels, minority, centers, scale, shift)
         base_head = base.head(target) if base is not None else None
-        given = _Given(x, labels, rescued, conforming, scale, shift, base_head, names)
+        seen = (trained.rows.to(target), trained.own("labels").to(target)) if trained is not None else None
+        given = _Given(x, labels, rescued, conforming, scale, shift, base_head, names, seen)
         if solver == "auto":
             done = _by_auto(given, found, regularization=regularization, force=force, seed=seed, progress=progress)
         else:
             done = _by_published(given, features, steps=steps, learning_rate=learning_rate, seed=seed, progress=progress)
         remedy = "lower update.learning_rate" if solver == "published" else "scale the features down"
         check_computed(out, vars(done.head), do=remedy)
-        inputs = {"features": data, "identify": found, "neutralize": neutral, "eliminate": learned, "head": base}
+        inputs = {"features": data, "identify": found, "neutralize": neutral, "eliminate": learned, "head": base,
+                  "training": trained}  # fmt: skip
         fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items() if artifact is not None}
         if "model" in data.metadata.inputs:
             fingerprints["model"] = data.metadata.inputs["model"]

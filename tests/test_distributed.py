@@ -28,8 +28,10 @@ neutralize.run(features=features, identify=i, out=n)
 eliminate.run(features=features, neutralize=n, steps=30, out=e)
 for solver in ("published", "auto"):
     u = out / f"update-{solver}.safetensors"
-    update.run(features=features, identify=i, neutralize=n, eliminate=e, head=head, out=u,
-               solver=solver, steps=30, force=sys.argv[5] == "force")
+    done = update.run(features=features, identify=i, neutralize=n, eliminate=e, head=head,
+                      training=features.with_name("train.st"),
+                      out=u, solver=solver, steps=30, force=sys.argv[5] == "force")
+    (out / f"{solver}-lost.txt").write_text(str(done.get("lost")))
     evaluate.run(features=features, head=head, update=u, out=out / f"evaluate-{solver}.safetensors",
                  metrics_out=out / f"{solver}.json", groups_out=out / f"{solver}.csv")
 # As nsfcli.launch.work ends: taken down with Python, gloo's connections to processes that have gone may abort this one.
@@ -53,6 +55,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weight = torch.zeros(2, 24)
     weight[1, :12], weight[0, :12] = 1.0, -1.0
     save_file({"weight": weight, "bias": torch.zeros(2)}, folder / "head.safetensors")
+    save_file(planted(samples=3001, width=24, seed=1), folder / "train.st")
     (folder / "every_stage.py").write_text(STAGES)
     # Of three classes, where solver auto learns from several readings of the pseudo-attributes.
     names, tensors = ("features", "labels", "attributes"), spurious(5000, bias=0.95, classes=3)
@@ -60,11 +63,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards(folder / "three", dict(zip(names, tensors, strict=True)), [1700, 1, 3299])
     weight, bias = biased_head(3)
     save_file({"weight": weight, "bias": bias}, folder / "three/head.safetensors")
+    save_file(dict(zip(names, spurious(3001, bias=0.97, classes=3, seed=1), strict=True)), folder / "three/train.st")
     # Of a base head that neglects a class, and is not kept for it.
     features, labels, (weight, bias) = uneven(5000, seed=2)
     (folder / "rare").mkdir()
     shards(folder / "rare", {"features": features, "labels": labels, "attributes": torch.arange(5000) % 2}, [1700, 1, 3299])
     save_file({"weight": weight, "bias": bias}, folder / "rare/head.safetensors")
+    save_file(dict(zip(names, uneven(3001, seed=3)[:2], strict=False)), folder / "rare/train.st")
     return folder
 
 
@@ -83,6 +88,8 @@ def test_artifacts_do_not_depend_on_the_number_of_processes(inputs: Path, tmp_pa
         assert not [name for name in made[processes] if name.endswith(".tmp")]
     remedy = artifacts.read("update", made[1]["update-auto.safetensors"]).metadata.notes["remedy"]
     assert remedy == ("groups" if force == "force" else "evened")
+    lost = made[1]["auto-lost.txt"].read_text()
+    assert lost == "None" if kind == "rare" else abs(float(lost)) < 1
     for processes in (2, 4):
         assert made[processes].keys() == made[1].keys()
         for name, path in made[1].items():

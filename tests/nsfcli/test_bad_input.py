@@ -537,6 +537,10 @@ def test_an_option_s_value(command: str, option: str, value: str, allowed: str, 
             ["--solver", "published", "--force"],
             "--force has no effect with --solver published; it applies to --solver auto.",
         ),
+        (
+            ["--solver", "published", "--force", "--training", "val.safetensors"],
+            "--force and --training have no effect with --solver published; they apply to --solver auto.",
+        ),
         (["--solver", "published", "--steps", 5, "--seed", 1], ""),
     ],
 )
@@ -544,6 +548,21 @@ def test_an_option_of_the_other_solver(options: list[object], words: str, nsf: C
     """It is left out, and not without a word: whoever gives it expects it to change something."""
     done = nsf("update", *options)
     assert done.code == 0 and words in done.stderr and ("no effect" in done.stderr) == bool(words)
+
+
+def test_a_training_split_that_does_not_fit(refuse: Refuse) -> None:
+    for tensors, words in (
+        (PLANTED, "holds the samples that the new head is fitted to"),
+        ({**PLANTED_TEST, "features": PLANTED_TEST["features"][:, :5].clone()}, "has 5 features, where"),
+        ({**PLANTED_TEST, "labels": 0 * PLANTED_TEST["labels"]}, "there is no sample of class 1"),
+        ({**PLANTED_TEST, "labels": changed(PLANTED_TEST["labels"], 3, to=7)}, "holds label 7"),
+    ):
+        save_file(tensors, "train.safetensors")
+        refuse("update", ["--training", "train.safetensors"], "train.safetensors", words)
+    shutil.copyfile("artifacts/features/val.safetensors", "mine.safetensors")
+    save_file(PLANTED_TEST, "train.safetensors")
+    arguments: list[object] = ["--features", "mine.safetensors", "--training", "train.safetensors"]
+    refuse("update", arguments, "option --training", "compares the new head with the base head", "give --head")
 
 
 def test_more_steps_than_there_can_be(refuse: Refuse) -> None:

@@ -1,6 +1,7 @@
 """update.solver auto: when the head is a new one and when the base head is kept, on planted features and by the command."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,45 @@ def test_an_unbiased_model_is_kept_where_the_split_alone_is_biased(bias: float) 
         for head in (base, (forced.weight, forced.bias))
     ]  # fmt: skip
     assert worst[0] > 0.8 and worst[1] < 0.2
+
+
+@pytest.mark.parametrize("means", ["groups", "plain"])
+def test_the_training_split_tells_that_the_validation_split_alone_is_biased(
+    means: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a base head that is too sure of itself, whose probabilities say nothing."""
+    if means == "plain":
+        monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+    training = soft(6000, bias=0.5, seed=1)[:2]
+    weight, bias = fitted(*training, 1e-4)
+    base = 2 * weight, 2 * bias
+    features, labels, _ = soft(2000, bias=0.95, seed=2)
+    spoiled = repair(features, labels, base)
+    assert spoiled.remedy == means and not torch.equal(spoiled.weight, base[0])
+    kept = repair(features, labels, base, training=training)
+    assert torch.equal(kept.weight, base[0]) and torch.equal(kept.bias, base[1])
+    assert kept.kept is not None and kept.evidence is not None
+    if means == "groups":
+        assert kept.kept == "its accuracy is 0.40 lower on the training split, which lacks the validation split's bias"
+        before, after = (
+            float((predict(training[0], *head) == training[1]).double().mean())
+            for head in (base, (spoiled.weight, spoiled.bias))
+        )
+        here = float(spoiled.retrained.right.double().mean())  # type: ignore[union-attr]
+        assert kept.evidence.lost == pytest.approx(min(before, here) - after, abs=1e-6)
+        assert repair(features, labels, base, training=training, force=True).doubt == kept.kept
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_training_split_as_biased_as_the_model_changes_nothing(classes: int) -> None:
+    features, labels, _ = spurious(1200, bias=0.9, classes=classes)
+    base = biased_head(classes)
+    training = spurious(6000, bias=0.97, classes=classes, seed=5)[:2]
+    alone, checked = (repair(features, labels, base, training=split) for split in (None, training))
+    assert torch.equal(alone.weight, checked.weight) and torch.equal(alone.bias, checked.bias)
+    assert alone.evidence is not None and checked.evidence is not None
+    assert checked.evidence == replace(alone.evidence, lost=checked.evidence.lost)
+    assert checked.evidence.lost is not None and checked.evidence.lost < 0.01
 
 
 def test_plain_retraining_is_cross_validated_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,8 +534,37 @@ def test_a_head_that_is_too_sure_is_told(nsf: Callable[..., Done], monkeypatch: 
     assert not torch.equal(made["folded_weight"], weight) and done["penalty"] in PENALTIES
 
 
+@pytest.mark.usefixtures("files")
+def test_a_training_split_is_told_of(nsf: Callable[..., Done]) -> None:
+    """`--training` keeps a base head that a biased validation split speaks against, aloud; with --force it only says so."""
+    names, update = ("features", "labels"), Path("artifacts/update.safetensors")
+    training, validation = soft(6000, bias=0.5, seed=1)[:2], soft(2000, bias=0.95, seed=2)[:2]
+    weight, bias = fitted(*training, 1e-4)
+    save_file(dict(zip(names, training, strict=True)), "artifacts/features/train.safetensors")
+    done, made = _updated(nsf, *validation, 2 * weight, 2 * bias, pseudo=True)
+    assert done["lost"] is None and done["remedy"] == GROUPS
+    option = ["--training", "artifacts/features/train.safetensors"]
+    kept = nsf("update", "--json", *option)
+    why = "its accuracy is 0.40 lower on the training split, which lacks the validation split's bias"
+    assert (
+        kept.json["base_head_kept"]
+        and kept.json["kept_because"] == why
+        and kept.json["lost"] == pytest.approx(0.397, abs=0.002)
+    )
+    assert why in kept.stderr and torch.equal(load_file(update)["folded_weight"], 2 * weight)
+    assert "training" in read("update", update).metadata.inputs
+    forced = nsf("update", "--json", "--force", *option)
+    assert forced.json["doubt"] == why and torch.equal(load_file(update)["folded_weight"], made["folded_weight"])
+
+
 def _updated(
-    nsf: Callable[..., Done], features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    nsf: Callable[..., Done],
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    pseudo: bool = False,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What `nsf update --json` says on stdout and, as `stderr`, beside it; and what it writes."""
     save_file({"features": features, "labels": labels}, "artifacts/features/val.safetensors")
@@ -504,7 +573,8 @@ def _updated(
         assert nsf(stage).code == 0
     done = nsf("update", "--json")
     made = load_file("artifacts/update.safetensors")
-    assert not done.json["base_head_kept"] and done.json["pseudo_minority"] is None and "pseudo_attributes" not in made
+    assert not done.json["base_head_kept"]
+    assert (done.json["pseudo_minority"] is not None) == ("pseudo_attributes" in made) == pseudo
     return done.json | {"stderr": done.stderr}, made
 
 
