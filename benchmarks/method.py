@@ -139,13 +139,17 @@ def _auto(drawn: Drawn, seed: int) -> dict[str, Any]:
         new = retrain(x, y, identify(x, y, classes=classes).nearest, classes=classes, base=base, seed=seed)
     minority, said = drawn.attributes % classes != y, new.attributes != y
     hits = int((minority & said & (new.attributes == drawn.attributes % classes)).sum())
+    checked = repaired
+    if drawn.training is not None and repaired.kept is None:
+        checked = repair(x, y, base, training=drawn.training, seed=seed)
     # Without a word where the verdict alone has decided.
-    evidence = repaired.evidence or Evidence(classes=classes)
+    evidence = checked.evidence or Evidence(classes=classes)
     return {
         "verdict": repaired.verdict.bias, "verdict_mirror": repaired.verdict.mirror, **vars(evidence),
         "kept": repaired.kept, "remedy": repaired.remedy, "seconds": round(seconds, 2),
         "auto": drawn.worst_group(repaired.weight, repaired.bias), "auto_mean": drawn.mean(repaired.weight, repaired.bias),
         "forced": drawn.worst_group(new.weight, new.bias),
+        "checked": None if drawn.training is None else drawn.worst_group(checked.weight, checked.bias),
         "recall": hits / max(1, int(minority.sum())), "precision": hits / max(1, int(said.sum())),
     }  # fmt: skip
 
@@ -410,7 +414,8 @@ def _verdicts(lines: Sequence[dict[str, Any]]) -> list[str]:
     """False alarms, misses, and what never-worse is held against."""
     text = _head(
         "part | sets | biased: found / cannot tell / missed | not biased: said so / cannot tell / false alarm | "
-        "repaired of each | lost on unbiased: mean, most | worse than base on biased: most"
+        "repaired of each | lost on unbiased: mean, most | worse than base on biased: most | "
+        "lost on unbiased, the training split given: mean, most"
     )
     main = [line for line in lines if line["part"] == "main"]
     parts = [
@@ -431,7 +436,9 @@ def _verdicts(lines: Sequence[dict[str, Any]]) -> list[str]:
         lost = [line["erm"] - line["auto"] for line in clean] or [0.0]
         worse = max([line["erm"] - line["auto"] for line in biased] or [0.0])
         repaired = f"{len(biased) - int(_kept(biased))} biased, {len(clean) - int(_kept(clean))} not"
-        losses = f"{fmean(lost):.3f}, {max(lost):.3f} | {worse:.3f}"
+        checked = [line["erm"] - line["checked"] for line in clean if line.get("checked") is not None]
+        with_training = f"{fmean(checked):.3f}, {max(checked):.3f}" if checked else "-"
+        losses = f"{fmean(lost):.3f}, {max(lost):.3f} | {worse:.3f} | {with_training}"
         text.append(f"| {label} | {len(chosen)} | {found} | {alarms} | {repaired} | {losses} |")
     return text
 

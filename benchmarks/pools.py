@@ -1,8 +1,8 @@
 """Real features with a planted bias: ERM models trained on `../shared/data`, and the features of their held-out samples.
 
-A `Pool` is one trained model and its features of a validation pool, in which every class x attribute group is large, and
-of a balanced test split. `benchmarks.sets` draws validation splits of any bias and size from it. Deterministic, and cached
-in `benchmarks/cache` (or $NSF_BENCHMARK_CACHE): all of them take two hours on 2 cores, once.
+A `Pool` is one trained model and its features of a validation pool, in which every class x attribute group is large, of a
+balanced test split, and of the training split. `benchmarks.sets` draws validation splits of any bias and size from it.
+Deterministic, and cached in `benchmarks/cache` (or $NSF_BENCHMARK_CACHE): all of them take two hours on 2 cores, once.
 
     python -m benchmarks.pools [NAME ...]     # make these, or all
 """
@@ -270,7 +270,7 @@ SOURCES = {
 
 
 def make(pool: Pool) -> Path:
-    """The pool's folder: val.safetensors, test.safetensors, head.safetensors; made where it is not there yet.
+    """The pool's folder: features of train, val and test, and head.safetensors; made where it is not there yet.
 
     With a `second` attribute, the attributes number the four combinations.
     """
@@ -279,7 +279,7 @@ def make(pool: Pool) -> Path:
             splits, classifier = {"resnet18": _resnet18, "efficientnet": _efficientnet, "minilm": _minilm}[pool.kind](pool)
             device = resolve_device()
             encode, head, _ = cut(classifier, splits["val"], device)
-            for name in ("val", "test"):
+            for name in ("train", "val", "test"):
                 features = _features(encode, classifier, splits[name], device)
                 tensors = {
                     "features": features,

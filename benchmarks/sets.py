@@ -42,7 +42,10 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What methods see, (n, d), (n,), and the base head (C, d), (C,); and what only scoring sees."""
+    """What methods see, (n, d), (n,), and the base head (C, d), (C,); and what only scoring sees.
+
+    `training`: features (m, d) and labels (m,) of the training split; None of a pool that was made without them.
+    """
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -52,6 +55,7 @@ class Drawn:
     test_features: torch.Tensor
     test_labels: torch.Tensor
     test_attributes: torch.Tensor
+    training: tuple[torch.Tensor, torch.Tensor] | None
 
     @property
     def classes(self) -> int:
@@ -72,19 +76,20 @@ class Drawn:
 
 
 @lru_cache(maxsize=4)
-def _loaded(pool: Pool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _loaded(pool: Pool) -> dict[str, dict[str, torch.Tensor]]:
     folder = make(pool)
-    return tuple(load_file(folder / f"{name}.safetensors") for name in ("val", "test", "head"))  # type: ignore[return-value]
+    return {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
 
 
 def draw(chosen: FeatureSet) -> Drawn:
     """The set's tensors; the same ones each time."""
-    val, test, head = _loaded(chosen.pool)
+    files = _loaded(chosen.pool)
+    val, head = files["val"], files["head"]
     random = np.random.RandomState([chosen.seed, 5])
     labels, attributes = val["labels"].numpy(), val["attributes"].numpy()
     if chosen.pool.shape is not None:
         # As it is, in an order of the seed's.
-        return _of(random.permutation(len(labels)), labels, val, test, head)
+        return _of(random.permutation(len(labels)), labels, files)
     classes, values = len(head["weight"]), int(attributes.max()) + 1
     shares = np.ones(classes)
     shares[0] = chosen.imbalance
@@ -100,20 +105,16 @@ def draw(chosen: FeatureSet) -> Drawn:
     flipped = random.rand(len(order)) < chosen.noise
     given = labels.copy()
     given[order[flipped]] = (given[order[flipped]] + random.randint(1, classes, flipped.sum())) % classes
-    return _of(order, given, val, test, head)
+    return _of(order, given, files)
 
 
-def _of(
-    order: np.ndarray,
-    labels: np.ndarray,
-    val: dict[str, torch.Tensor],
-    test: dict[str, torch.Tensor],
-    head: dict[str, torch.Tensor],
-) -> Drawn:
+def _of(order: np.ndarray, labels: np.ndarray, files: dict[str, dict[str, torch.Tensor]]) -> Drawn:
+    val, test, head, train = (files.get(name) for name in ("val", "test", "head", "train"))
+    assert val is not None and test is not None and head is not None
     given, attributes = torch.from_numpy(labels[order]), val["attributes"][order]
     return Drawn(
         val["features"][order], given, head["weight"], head["bias"], attributes,
-        test["features"], test["labels"], test["attributes"],
+        test["features"], test["labels"], test["attributes"], (train["features"], train["labels"]) if train else None,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MODEL = Path("artifacts/model")
 FEATURES = Path("artifacts/features")
+TRAIN = FEATURES / "train.safetensors"
 VAL = FEATURES / "val.safetensors"
 TEST = FEATURES / "test.safetensors"
 HEAD = Path("artifacts/head.safetensors")

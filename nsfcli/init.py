@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from nsfcli import params
-from nsfcli.command import HEAD, TEST, VAL, Settings
+from nsfcli.command import HEAD, TEST, TRAIN, VAL, Settings
 from nsfcli.presets import PRESETS
 from nsfcli.sections import SECTIONS
 from stages.errors import BadParameter, CannotWrite, MissingFile, UserError
@@ -75,7 +75,17 @@ def init(
     test_features: Annotated[
         Path | None, typer.Option(help="With --features: the test split's, to evaluate on.", metavar="FILE")
     ] = None,
+    train_features: Annotated[
+        Path | None,
+        typer.Option(help="With --features: the training split's, for `nsf update --train-features`.", metavar="FILE"),
+    ] = None,
     head: Annotated[Path | None, typer.Option(help="With --features: the base linear head.", metavar="FILE")] = None,
+    extract_train: Annotated[
+        bool | None,
+        typer.Option(
+            "--extract-train", help="Extract the training split, too, for `nsf update --train-features`.", show_default=False
+        ),
+    ] = None,
     source: Annotated[Source | None, _model("Where the model comes from.")] = None,
     architecture: Annotated[str | None, _model("torchvision's or timm's name of it.")] = None,
     weights: Annotated[str | None, _model("Its trained state dict; without one, `nsf train` trains it.")] = None,
@@ -104,6 +114,10 @@ def init(
             text_column = _asked("Its column with the text (empty: images)", default="", show_default=False)
     saved = _is_saved(folder, images)
     _check_fits(ctx, preset=preset is not None, table=csv is not None, saved=saved, features=features is not None)
+    if train_features is not None and head is None:
+        raise BadParameter(
+            "compares the new head with the base head", where="option --train-features", do="give --head, too"
+        )
     sections: dict[str, dict[str, Any]] = {}
     if preset is not None:
         sections = {section: dict(values) for section, values in PRESETS[preset].items()}
@@ -126,12 +140,15 @@ def init(
                 where="init",
                 do=TEXT_MODEL,
             )
+    if extract_train:
+        sections.setdefault("extract", {})["splits"] = ["train", "val", "test"]
+        train_features = TRAIN
     trains = train if train is not None else preset is not None or _is_untrained(folder, sections.get("model", {}))
     if trains and sections.get("model", {}).get("source") == "transformers":
         sections.setdefault("train", FINE_TUNING)
     text = _params(sections, trains)
     watched, unwatched = _watched(folder, sections["data"]) if features is None else ([], "")
-    pipeline = _pipeline(folder, sections, watched, trains, features, test_features, head)
+    pipeline = _pipeline(folder, sections, watched, trains, features, test_features, train_features, head)
     texts = {"params.yaml": text, "dvc.yaml": pipeline}
     for name in texts:
         if (folder / name).exists() and not force:
@@ -161,10 +178,10 @@ MODEL = ("source", "architecture", "weights", "name", "function")
 
 def _check_fits(ctx: typer.Context, *, preset: bool, table: bool, saved: bool, features: bool) -> None:
     """Refuse options that say nothing about what is set up."""
-    idle = [] if features else ["test_features", "head"]
+    idle = [] if features else ["test_features", "train_features", "head"]
     idle += [] if table else [column for column in COLUMNS if not saved or column in ("path_column", "split_column")]
     idle += [] if table or preset else ["root"]
-    idle += [*MODEL, "train"] if features else list(MODEL) if preset else []
+    idle += [*MODEL, "train", "extract_train"] if features else list(MODEL) if preset else []
     for option in idle:
         if ctx.params.get(option) is not None:
             what = "--features" if features else "--preset" if preset else "--csv" if table else "--images"
@@ -305,6 +322,7 @@ def _pipeline(
     trains: bool,
     features: Path | None,
     test_features: Path | None,
+    train_features: Path | None,
     head: Path | None,
 ) -> str:
     """dvc.yaml."""
@@ -312,7 +330,8 @@ def _pipeline(
 
     from stages.outputs import named_in
 
-    for path in (features, test_features, head):
+    own = features is not None
+    for path in (features, test_features, train_features if own else None, head):
         if path is not None and not _from(folder, path).is_file():
             raise MissingFile("is not there", where=folder / path, do="name it as seen from the folder to set up")
     environment = Environment(
@@ -324,7 +343,6 @@ def _pipeline(
         autoescape=False,
     )
     environment.filters["yaml"] = _scalar
-    own = features is not None
     model = sections.get("model", {})
     weights = [str(path) for path in named_in(model) if _from(folder, path).exists()]
     module = str(model.get("function", "")).partition(":")[0].replace(".", "/")
@@ -336,10 +354,12 @@ def _pipeline(
         code=code,
         val=_files_of(folder, features) if own else [str(VAL)],
         test=_files_of(folder, test_features) if own else [str(TEST)],
+        seen=_files_of(folder, train_features) if own or train_features is None else [str(train_features)],
         head=str(head or "") if own else str(HEAD),
         flags={
             "val": f" --features {shlex.quote(str(features))}" if own else "",
             "test": f" --features {shlex.quote(str(test_features))}" if own else "",
+            "seen": f" --train-features {shlex.quote(str(train_features))}" if train_features else "",
             "head": f" --head {shlex.quote(str(head))}" if own and head else "",
         },
     )

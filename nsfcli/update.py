@@ -38,7 +38,7 @@ def update(
     neutralize: NeutralizeOption = NEUTRALIZE,
     eliminate: EliminateOption = ELIMINATE,
     head: HeadOption = None,
-    training: Annotated[
+    train_features: Annotated[
         Path | None,
         typer.Option(
             help="Of solver auto: features of the training split. A new head that is worse there than the base head, and "
@@ -69,7 +69,7 @@ def update(
     settings: Settings = ctx.obj
     sections = params.load("update", overrides, settings.params)
     solver = sections["update"].model_dump()["solver"]
-    of_auto = {"--force": force, "--training": training is not None}
+    of_auto = {"--force": force, "--train-features": train_features is not None}
     if idle := _idle(solver, overrides, [name for name, given in of_auto.items() if given]):
         other = next(each for each in READS if each != solver)
         verb, applies = ("has", "it applies") if len(idle) == 1 else ("have", "they apply")
@@ -77,8 +77,10 @@ def update(
             f"{' and '.join(idle)} {verb} no effect with --solver {solver}; {applies} to --solver {other}."
         )
     base = base_head(head, features, VAL)
-    if training is not None and base is None:
-        raise BadParameter("compares the new head with the base head", where="option --training", do="give --head, too")
+    if train_features is not None and base is None:
+        raise BadParameter(
+            "compares the new head with the base head", where="option --train-features", do="give --head, too"
+        )
     with settings.console.progress() as progress:
         summary = run(
             features=features,
@@ -86,7 +88,7 @@ def update(
             neutralize=neutralize,
             eliminate=eliminate,
             head=base,
-            training=training,
+            training=train_features,
             out=out,
             force=force,
             device=settings.device,

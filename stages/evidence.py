@@ -35,6 +35,10 @@ PLAINLY_SHARED_SEVERAL = 5.0
 MOST_MIRROR_SHARED = -0.3
 LEAST_RECOVERED_SHARED = 0.1
 CLEAR_MIRROR = -0.85
+# Of two classes, what a repair recovers at least where it is dear: it lowers the classes' accuracy by so much, and nothing
+# that the base head leans on has come apart from the classes (TOO_SURE). Hard samples of an unbiased model come near it.
+DEAR = -0.04
+LEAST_RECOVERED_DEAR = 0.6
 # Of more than two classes, in place of LEAST_TOGETHER: what it recovers less the completed minority's mirror, at
 # least, unless it is no worse at the classes than the base head. Several look-alike classes come near it without a bias.
 LEAST_OF_BOTH = 1.24
@@ -68,7 +72,7 @@ FAR_TOO_SURE = 3.0
 MUCH_UNUSED = 0.1
 # A new head is worse on the training split where its class-balanced accuracy there is lower by this than the base head's,
 # and than its own on the validation split.
-MOST_LOST = 0.03
+MOST_LOST = 0.05
 # A base head neglects a class where other biases alone, for which every class weighs the same, are so much better at its
 # worst class.
 NEGLECTED = 0.02
@@ -144,6 +148,11 @@ class Evidence:
         """
         return self.lost is not None and self.lost >= MOST_LOST
 
+    def dear(self) -> bool:
+        """Whether a repair costs accuracy on the classes, and the base head is not too sure of itself."""
+        costs = self.better is not None and self.better <= DEAR
+        return costs and self.errors is not None and self.errors < TOO_SURE
+
     def too_sure(self, errors: float = TOO_SURE, unused: float = LEAST_UNUSED) -> bool:
         """Whether what the base head leans on has come apart from the classes, and plain retraining finds something else."""
         return self.errors is not None and self.errors >= errors and (self.unused or 0.0) >= unused
@@ -187,7 +196,8 @@ class Evidence:
             no_worse = self.better is not None and self.better >= 0
             recovers = self.recovered >= LEAST_RECOVERED and (no_worse or self.recovered - self.mirror >= LEAST_OF_BOTH)
         else:
-            recovers = self.recovered >= LEAST_RECOVERED and self.recovered - verdict.mirror >= LEAST_TOGETHER
+            least_recovered = LEAST_RECOVERED_DEAR if self.dear() else LEAST_RECOVERED
+            recovers = self.recovered >= least_recovered and self.recovered - verdict.mirror >= LEAST_TOGETHER
         least = 0.0 if self.classes > 2 or self.mirror <= CLEAR_MIRROR else LEAST_GAINED
         return recovers and (self.gained is None or self.gained >= least)
 

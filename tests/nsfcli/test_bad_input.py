@@ -538,8 +538,8 @@ def test_an_option_s_value(command: str, option: str, value: str, allowed: str, 
             "--force has no effect with --solver published; it applies to --solver auto.",
         ),
         (
-            ["--solver", "published", "--force", "--training", "val.safetensors"],
-            "--force and --training have no effect with --solver published; they apply to --solver auto.",
+            ["--solver", "published", "--force", "--train-features", "val.safetensors"],
+            "--force and --train-features have no effect with --solver published; they apply to --solver auto.",
         ),
         (["--solver", "published", "--steps", 5, "--seed", 1], ""),
     ],
@@ -558,11 +558,11 @@ def test_a_training_split_that_does_not_fit(refuse: Refuse) -> None:
         ({**PLANTED_TEST, "labels": changed(PLANTED_TEST["labels"], 3, to=7)}, "holds label 7"),
     ):
         save_file(tensors, "train.safetensors")
-        refuse("update", ["--training", "train.safetensors"], "train.safetensors", words)
+        refuse("update", ["--train-features", "train.safetensors"], "train.safetensors", words)
     shutil.copyfile("artifacts/features/val.safetensors", "mine.safetensors")
     save_file(PLANTED_TEST, "train.safetensors")
-    arguments: list[object] = ["--features", "mine.safetensors", "--training", "train.safetensors"]
-    refuse("update", arguments, "option --training", "compares the new head with the base head", "give --head")
+    arguments: list[object] = ["--features", "mine.safetensors", "--train-features", "train.safetensors"]
+    refuse("update", arguments, "option --train-features", "compares the new head with the base head", "give --head")
 
 
 def test_more_steps_than_there_can_be(refuse: Refuse) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from nsfcli import params
 from nsfcli.presets import PRESETS
 from nsfcli.sections import SECTIONS
-from stages import models
+from stages import artifacts, models
 from stages.runtime import reproducible
 from tests.conftest import Done, assert_one_sentence, photos, planted, run_process
 
@@ -79,10 +79,11 @@ def test_a_preset_whose_data_lies_elsewhere(nsf: Nsf, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_own_features_run_to_the_end_without_git(nsf: Nsf, tmp_path: Path) -> None:
-    for seed, split in enumerate(("val", "test")):
+    for seed, split in enumerate(("val", "test", "train")):
         save_file(planted(seed=seed), tmp_path / f"my {split}.safetensors")
     save_file({"weight": torch.eye(2, 8), "bias": torch.zeros(2)}, tmp_path / "head.safetensors")
-    options = ["--features", "my val.safetensors", "--test-features", "my test.safetensors", "--head", "head.safetensors"]
+    options = ["--features", "my val.safetensors", "--test-features", "my test.safetensors", "--head", "head.safetensors",
+               "--train-features", "my train.safetensors"]  # fmt: skip
     done = nsf("init", *options)
     assert done.code == 0 and "`dvc repro` runs everything" in done.stdout and "doctor" not in done.stdout
     assert set(read_yaml(tmp_path / "params.yaml")) == {
@@ -90,6 +91,7 @@ def test_own_features_run_to_the_end_without_git(nsf: Nsf, tmp_path: Path) -> No
     }  # fmt: skip
     run_process("dvc", "repro", cwd=tmp_path, check=True)
     assert json.loads((tmp_path / "metrics/evaluate.json").read_text())["base"] is not None
+    assert "training" in artifacts.read("update", tmp_path / "artifacts/update.safetensors").metadata.inputs
     assert "up to date" in run_process("dvc", "status", cwd=tmp_path, check=True).stdout
 
 
@@ -102,7 +104,8 @@ def test_own_images_and_model_run_to_the_end_in_a_folder_of_a_git_repository(pho
         network = models.build(source="torchvision", architecture="resnet18", classes=2).network
     torch.save(network.state_dict(), work / "best.pt")
     shutil.move(photos, work / "photos")
-    done = nsf("init", work, "--images", "photos", "--architecture", "resnet18", "--weights", "best.pt", "--json")
+    options = ["--architecture", "resnet18", "--weights", "best.pt", "--extract-train"]
+    done = nsf("init", work, "--images", "photos", *options, "--json")
     assert done.json == {
         "folder": str(work), "written": ["params.yaml", "dvc.yaml", ".gitignore", ".dvc"], "trains": False
     }  # fmt: skip
@@ -112,6 +115,8 @@ def test_own_images_and_model_run_to_the_end_in_a_folder_of_a_git_repository(pho
     before, after = (torch.load(work / path, weights_only=True) for path in ("best.pt", "artifacts/export/best.pt"))
     assert before.keys() == after.keys() and torch.equal(before["conv1.weight"], after["conv1.weight"])
     assert torch.equal(after["fc.weight"], load_file(work / "artifacts/update.safetensors")["folded_weight"])
+    assert load_file(work / "artifacts/features/train.safetensors")["labels"].shape == (20,)
+    assert "training" in artifacts.read("update", work / "artifacts/update.safetensors").metadata.inputs
     ignored = subprocess.run(["git", "status", "--short"], cwd=work, capture_output=True, text=True, check=True).stdout
     assert "artifacts" not in ignored
 
@@ -398,6 +403,9 @@ def test_doctor_tells_texts_from_images_before_there_is_a_model(nsf: Nsf, tmp_pa
         (["--images", "photos", "--text-column", "x"], ("option --text-column", "says nothing with --images")),
         (["--preset", "waterbirds", "--architecture", "vgg16"], ("option --architecture", "says nothing with --preset")),
         (["--features", "v.safetensors", "--train"], ("option --train", "says nothing with --features")),
+        (["--features", "v.safetensors", "--extract-train"], ("option --extract-train", "says nothing with --features")),
+        (["--images", "photos", "--train-features", "t"], ("option --train-features", "says nothing with --images")),
+        (["--features", "v.safetensors", "--train-features", "t"], ("option --train-features", "give --head, too")),
         (["--csv", "photos"], ("ends in none of .csv, .parquet, .jsonl", "--csv")),
         (["--features", "nowhere.safetensors"], ("nowhere.safetensors", "is not there")),
         (["--images", "photos", "--source", "timm", "--function", "a:b"], ("unknown key 'model.function'",)),

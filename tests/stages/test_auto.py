@@ -536,14 +536,14 @@ def test_a_head_that_is_too_sure_is_told(nsf: Callable[..., Done], monkeypatch: 
 
 @pytest.mark.usefixtures("files")
 def test_a_training_split_is_told_of(nsf: Callable[..., Done]) -> None:
-    """`--training` keeps a base head that a biased validation split speaks against, aloud; with --force it only says so."""
+    """It keeps a base head that a biased validation split speaks against, aloud; with --force that is only said."""
     names, update = ("features", "labels"), Path("artifacts/update.safetensors")
     training, validation = soft(6000, bias=0.5, seed=1)[:2], soft(2000, bias=0.95, seed=2)[:2]
     weight, bias = fitted(*training, 1e-4)
     save_file(dict(zip(names, training, strict=True)), "artifacts/features/train.safetensors")
     done, made = _updated(nsf, *validation, 2 * weight, 2 * bias, pseudo=True)
     assert done["lost"] is None and done["remedy"] == GROUPS
-    option = ["--training", "artifacts/features/train.safetensors"]
+    option = ["--train-features", "artifacts/features/train.safetensors"]
     kept = nsf("update", "--json", *option)
     why = "its accuracy is 0.40 lower on the training split, which lacks the validation split's bias"
     assert (

@@ -47,6 +47,11 @@ def test_a_head_that_is_plainly_better_is_carried() -> None:
         (Evidence(-0.2, 0.2, 0.2, 5.0, 0.0), False),  # as flipped labels' does
         (Evidence(None, 0.6, 0.2, 5.0, 0.0), False),
         (Evidence(-0.7, 0.6, None, None, None), True),  # without a base head
+        (Evidence(-0.7, 0.59, 0.2, -1.0, -0.05, 1.5), False),  # dear, as hard samples are,
+        (Evidence(-0.7, 0.61, 0.2, -1.0, -0.05, 1.5), True),  # but recovered
+        (Evidence(-0.7, 0.59, 0.2, -1.0, -0.03, 1.5), True),  # for little accuracy,
+        (Evidence(-0.7, 0.59, 0.2, -1.0, -0.05, 1.6), True),  # of a head that is too sure,
+        (Evidence(-0.7, 0.59, 0.2, 5.0, -0.05, 1.5), True),  # or shared
     ],
 )
 def test_what_carries_a_repair(evidence: Evidence, carried: bool) -> None:
@@ -66,6 +71,7 @@ def test_what_carries_a_repair(evidence: Evidence, carried: bool) -> None:
         (Evidence(-0.65, 0.4, 0.2, -1.0, 0.03), False),
         (Evidence(-0.4, 0.4, 0.2, 4.5, -0.1), False),
         (Evidence(-0.4, 0.4, 0.2, 5.5, -0.1), True),
+        (Evidence(-0.7, 0.55, 0.2, -1.0, -0.05, 1.5), True),  # what is dear is for two classes
     ],
 )
 def test_what_carries_a_repair_of_more_than_two_classes(evidence: Evidence, carried: bool) -> None:
@@ -173,3 +179,12 @@ def test_a_handful_carries_no_repair_of_more_than_two_classes(
     assert evidence.carries(verdict) is carried
     assert evidence.against(verdict) == (None if carried else "29 minority samples are too few to repair 3 classes by")
     assert replace(evidence, better=0.1).carries(verdict), "plainly better needs no minority"
+
+
+@pytest.mark.parametrize(("lost", "kept"), [(None, False), (-0.2, False), (0.049, False), (0.05, True)])
+def test_a_head_that_is_worse_on_the_training_split(lost: float | None, kept: bool) -> None:
+    """Whatever else speaks for it."""
+    carried = Evidence(-0.9, 0.9, 0.5, 9.0, 0.3, lost=lost)
+    against = carried.against(Verdict(BIASED, -0.9, []))
+    words = "its accuracy is 0.05 lower on the training split, which lacks the validation split's bias"
+    assert carried.carries(Verdict(BIASED, -0.9, [])) and against == (words if kept else None)
