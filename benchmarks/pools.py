@@ -93,6 +93,10 @@ def _pair(
     return Pool(name, role, "resnet18", bias, tuple(items), tuple(digits), seed, **more)
 
 
+def _text(name: str, role: str, bias: float, sources: tuple[str, str], seed: int, val: int = 1600) -> Pool:
+    return Pool(name, role, "minilm", bias, ("positive", "negative"), sources, seed, 1000, val, 400)
+
+
 def _shaped(name: str, role: str, shape: str, items: Sequence[str], digits: Sequence[int], seed: int) -> Pool:
     return Pool(name, role, "resnet18", 0.0, tuple(items), tuple(digits), seed, shape=shape)
 
@@ -177,17 +181,14 @@ POOLS: tuple[Pool, ...] = (
     _pair("ten-10", "report", 0.10, dominoes.ITEMS, (9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 2, **TEN),
     # Sentences: the source gives the sentiment away.
     Pool("movie-editorial-95", "tune", "minilm", 0.95, ("positive", "negative"), ("movie", "editorial"), **TEXT),
-    Pool("tweet-product-95", "report", "minilm", 0.95, ("positive", "negative"), ("tweet", "product"), 1, 1000, 1600, 400),
-    Pool("movie-tweet-90", "report", "minilm", 0.90, ("positive", "negative"), ("movie", "tweet"), 2, 1000, 1500, 400),
-    Pool(
-        "editorial-product-95", "report", "minilm", 0.95, ("positive", "negative"), ("editorial", "product"),
-        1, 1000, 1600, 400,
-    ),
+    _text("tweet-product-95", "report", 0.95, ("tweet", "product"), 1),
+    _text("movie-tweet-90", "report", 0.90, ("movie", "tweet"), 2, val=1500),
+    _text("editorial-product-95", "report", 0.95, ("editorial", "product"), 1),
     Pool("movie-editorial-50", "tune", "minilm", 0.50, ("positive", "negative"), ("movie", "editorial"), 1, **TEXT),
-    Pool("tweet-product-50", "report", "minilm", 0.50, ("positive", "negative"), ("tweet", "product"), 2, 1000, 1600, 400),
-    Pool("movie-product-95", "tune", "minilm", 0.95, ("positive", "negative"), ("movie", "product"), 4, 1000, 1600, 400),
-    Pool("tweet-editorial-90", "tune", "minilm", 0.90, ("positive", "negative"), ("tweet", "editorial"), 4, 1000, 1500, 400),
-    Pool("product-tweet-50", "tune", "minilm", 0.50, ("positive", "negative"), ("product", "tweet"), 4, 1000, 1600, 400),
+    _text("tweet-product-50", "report", 0.50, ("tweet", "product"), 2),
+    _text("movie-product-95", "tune", 0.95, ("movie", "product"), 4),
+    _text("tweet-editorial-90", "tune", 0.90, ("tweet", "editorial"), 4, val=1500),
+    _text("product-tweet-50", "tune", 0.50, ("product", "tweet"), 4),
     # A pretrained encoder, frozen.
     Pool("lite-coat-dress-95", "tune", "efficientnet", 0.95, ("coat", "dress"), (2, 5), 0, 3000, 4000, 2000),
     Pool("lite-pullover-coat-95", "tune", "efficientnet", 0.95, ("pullover", "coat"), (1, 6), 4, 3000, 4000, 2000),
@@ -199,11 +200,8 @@ POOLS: tuple[Pool, ...] = (
     _pair("coat-tshirt-99", "fresh", 0.99, ("coat", "t-shirt"), (1, 3), 5),
     _pair("tshirt-dress-50", "fresh", 0.50, ("t-shirt", "dress"), (2, 5), 5),
     _pair("four-96", "fresh", 0.96, ("t-shirt", "shirt", "sandal", "bag"), (1, 4, 7, 8), 5, **FOUR),
-    Pool("product-movie-95", "fresh", "minilm", 0.95, ("positive", "negative"), ("product", "movie"), 5, 1000, 1600, 400),
-    Pool(
-        "editorial-tweet-50", "fresh", "minilm", 0.50, ("positive", "negative"), ("editorial", "tweet"),
-        5, 1000, 1600, 400,
-    ),
+    _text("product-movie-95", "fresh", 0.95, ("product", "movie"), 5),
+    _text("editorial-tweet-50", "fresh", 0.50, ("editorial", "tweet"), 5),
     # Made after the readings.
     _pair("four-97-d", "fresh", 0.97, ("pullover", "sandal", "dress", "bag"), (0, 3, 6, 9), 6, **FOUR),
     _pair("five-95", "fresh", 0.95, ("trouser", "coat", "sneaker", "shirt", "ankle-boot"), (1, 2, 4, 7, 8), 6, **FIVE),
@@ -257,6 +255,36 @@ POOLS: tuple[Pool, ...] = (
     # Made after more than two classes had come to be searched from the base head's doubts.
     _pair("four-96-c", "fresh", 0.96, ("coat", "sandal", "t-shirt", "trouser"), (0, 3, 5, 8), 71, **FOUR),
     _pair("five-95-c", "fresh", 0.95, ("dress", "bag", "shirt", "sneaker", "pullover"), (1, 4, 6, 7, 9), 72, **FIVE),
+    # What a repair that is dear and the training split's say were set on.
+    _pair("pullover-coat-50-b", "tune", 0.50, ("pullover", "coat"), (0, 1), 101, val=4000),
+    _pair("shirt-tshirt-50-b", "tune", 0.50, ("shirt", "t-shirt"), (3, 5), 102, val=4000),
+    _pair("pullover-shirt-50-b", "tune", 0.50, ("pullover", "shirt"), (6, 9), 103, val=4000),
+    _pair("coat-shirt-50", "tune", 0.50, ("coat", "shirt"), (9, 3), 104, val=4000),
+    _pair("tshirt-dress-50-b", "tune", 0.50, ("t-shirt", "dress"), (2, 3), 105, val=4000),
+    _pair("dress-coat-50-b", "tune", 0.50, ("dress", "coat"), (5, 7), 106, val=4000),
+    _pair("sandal-sneaker-50-b", "tune", 0.50, ("sandal", "sneaker"), (8, 1), 107, val=4000),
+    _pair("sneaker-boot-50", "tune", 0.50, ("sneaker", "ankle-boot"), (1, 5), 108, val=4000),
+    _pair("tshirt-pullover-50-b", "tune", 0.50, ("t-shirt", "pullover"), (4, 5), 109, val=4000),
+    _pair("dress-shirt-50", "tune", 0.50, ("dress", "shirt"), (7, 9), 110, val=4000),
+    _pair("pullover-dress-50", "tune", 0.50, ("pullover", "dress"), (0, 3), 111, val=4000),
+    _pair("bag-shirt-50", "tune", 0.50, ("bag", "shirt"), (3, 7), 112, val=4000),
+    _pair("sandal-boot-50", "tune", 0.50, ("sandal", "ankle-boot"), (6, 7), 113, val=4000),
+    _pair("coat-tshirt-50", "tune", 0.50, ("coat", "t-shirt"), (9, 1), 114, val=4000),
+    _pair("trouser-dress-50", "tune", 0.50, ("trouser", "dress"), (2, 5), 115, val=4000),
+    _pair("pullover-coat-70", "tune", 0.70, ("pullover", "coat"), (5, 7), 401, val=5000),
+    _pair("shirt-tshirt-80", "tune", 0.80, ("shirt", "t-shirt"), (8, 0), 402, val=5000),
+    _pair("pullover-shirt-90", "tune", 0.90, ("pullover", "shirt"), (1, 3), 403, val=5000),
+    _pair("coat-shirt-95", "tune", 0.95, ("coat", "shirt"), (4, 6), 404, val=5000),
+    _pair("tshirt-dress-70", "tune", 0.70, ("t-shirt", "dress"), (7, 9), 405, val=5000),
+    _text("movie-editorial-50-b", "tune", 0.50, ("movie", "editorial"), 201),
+    _text("movie-editorial-90", "tune", 0.90, ("movie", "editorial"), 221, val=1500),
+    _text("product-tweet-50-b", "tune", 0.50, ("product", "tweet"), 202),
+    _text("product-tweet-90", "tune", 0.90, ("product", "tweet"), 222, val=1500),
+    _text("movie-product-50", "tune", 0.50, ("movie", "product"), 203),
+    _text("movie-product-90", "tune", 0.90, ("movie", "product"), 223, val=1500),
+    _text("tweet-editorial-50", "tune", 0.50, ("tweet", "editorial"), 204),
+    _text("tweet-editorial-90-b", "tune", 0.90, ("tweet", "editorial"), 224, val=1500),
+    _text("editorial-product-50", "tune", 0.50, ("editorial", "product"), 205),
     # Two attributes at once.
     _pair("two-attributes-97", "report", 0.97, ("coat", "dress"), (0, 1), 3, second=True),
 )  # fmt: skip
