@@ -285,6 +285,14 @@ POOLS: tuple[Pool, ...] = (
     _text("tweet-editorial-50", "tune", 0.50, ("tweet", "editorial"), 204),
     _text("tweet-editorial-90-b", "tune", 0.90, ("tweet", "editorial"), 224, val=1500),
     _text("editorial-product-50", "tune", 0.50, ("editorial", "product"), 205),
+    # Made after these.
+    _pair("pullover-shirt-50-c", "fresh", 0.50, ("pullover", "shirt"), (4, 8), 501),
+    _pair("coat-pullover-50", "fresh", 0.50, ("coat", "pullover"), (2, 3), 502),
+    _pair("shirt-tshirt-50-c", "fresh", 0.50, ("shirt", "t-shirt"), (0, 7), 503),
+    _pair("sneaker-sandal-50", "fresh", 0.50, ("sneaker", "sandal"), (1, 6), 504),
+    _text("product-tweet-50-c", "fresh", 0.50, ("product", "tweet"), 511),
+    _text("tweet-movie-50", "fresh", 0.50, ("tweet", "movie"), 512),
+    _text("editorial-product-50-b", "fresh", 0.50, ("editorial", "product"), 513),
     # Two attributes at once.
     _pair("two-attributes-97", "report", 0.97, ("coat", "dress"), (0, 1), 3, second=True),
 )  # fmt: skip
