@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stages import distributed
-from stages.evidence import Calibration, Evidence, calibration, doubted, lost_in_training, too_few, weigh
+from stages.evidence import MOST_LOST, Calibration, Evidence, calibration, doubted, lost_in_training, too_few, weigh
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Identified, Verdict, assess, identify
 from stages.logistic import even_biases, moments
 from stages.passes import blocks, predict
@@ -196,11 +196,12 @@ def _plainly(
             classes=classes, scaling=known.scaling, regularization=drawn.strength(regularization), merit=likelihood,
             guesses=known.guesses if regularization is None else None, seed=seed, progress=progress,
         )  # fmt: skip
-    evidence = repaired.evidence
+    evidence = repaired.evidence or Evidence()
     if training is not None:
-        lost = lost_in_training(*training, base, plain, drawn.labels, progress=progress)
-        evidence = replace(evidence or Evidence(), lost=lost)
-        if evidence.worse_in_training():
+        # Where the groups' head was worse there, nothing may be lost: what that leaned on is at hand here, too.
+        most = 0.0 if evidence.worse_in_training() else MOST_LOST
+        evidence = replace(evidence, lost=lost_in_training(*training, base, plain, drawn.labels, progress=progress))
+        if evidence.worse_in_training(most):
             return None
     plain = replace(plain, readings=labels.unsqueeze(0))
     if drawn.samples > len(drawn.labels):

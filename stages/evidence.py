@@ -140,13 +140,13 @@ class Evidence:
             return False
         return CALIBRATED[0] <= self.errors <= CALIBRATED[1] and self.unused >= LEAST_UNUSED
 
-    def worse_in_training(self) -> bool:
+    def worse_in_training(self, most: float = MOST_LOST) -> bool:
         """Whether the new head leans on what goes with the class in the validation split, and not in the training split.
 
         A model's features tell the classes of its training samples apart the better, so that a head is as good there as on
         other samples of their kind; what it loses there it had from what the two splits do not share.
         """
-        return self.lost is not None and self.lost >= MOST_LOST
+        return self.lost is not None and self.lost >= most
 
     def dear(self) -> bool:
         """Whether a repair costs accuracy on the classes, and the base head is not too sure of itself."""

@@ -198,6 +198,22 @@ def test_the_training_split_tells_that_the_validation_split_alone_is_biased(
         assert repair(features, labels, base, training=training, force=True).doubt == kept.kept
 
 
+@pytest.mark.parametrize(
+    ("groups", "plain", "remedy"), [(0.05, 0.0, None), (0.05, -0.001, PLAIN), (0.04, 0.05, None), (0.04, 0.04, PLAIN)]
+)
+def test_what_plain_retraining_may_lose_on_the_training_split(
+    groups: float, plain: float, remedy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing, where the groups' head has lost there."""
+    monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+    lost = iter([groups, plain])
+    monkeypatch.setattr(auto, "lost_in_training", lambda *_, **__: next(lost))
+    features, labels, base = too_sure()
+    done = repair(features, labels, base, training=(features, labels))
+    assert done.remedy == remedy and done.evidence is not None
+    assert done.evidence.lost == (plain if remedy else groups) and torch.equal(done.weight, base[0]) == (remedy is None)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_training_split_as_biased_as_the_model_changes_nothing(classes: int) -> None:
     features, labels, _ = spurious(1200, bias=0.9, classes=classes)
