@@ -28,10 +28,11 @@ def doctor(ctx: typer.Context, model: ModelOption = MODEL, **overrides: str | No
         own_model=None if "train" in sections else own_model,
         planned=sections["model"].model_dump(),
         batch_size=min(extract["batch_size"], 64),
+        extracted=extract["splits"],
         precision=extract["precision"],
         device=settings.device,
     )
-    settings.console.result(found, *_tables(found), line=_lines(found))
+    settings.console.result(found, *_tables(found), line=_lines(found, extract["splits"]))
 
 
 def _tables(found: dict[str, Any]) -> list[Table]:
@@ -47,7 +48,7 @@ def _tables(found: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def _lines(found: dict[str, Any]) -> str:
+def _lines(found: dict[str, Any], extracted: list[str]) -> str:
     lines = [f"data: {found['kind']}s of {len(found['class_names'])} classes ({', '.join(found['class_names'][:10])})"]
     empty = [name for name in found["class_names"] if not found["splits"]["val"]["classes"].get(name)]
     if empty:
@@ -78,7 +79,7 @@ def _lines(found: dict[str, Any]) -> str:
                 "add a bias of zeros to the model's head"
             )
         lines.append(
-            f"extract: about {model['seconds']:.0f} s for val and test, {model['samples_per_second']:.1f} samples a second "
-            f"in one process on {found['device']} ({found['precision']})"
+            f"extract: about {model['seconds']:.0f} s for {' and '.join(extracted)}, "
+            f"{model['samples_per_second']:.1f} samples a second in one process on {found['device']} ({found['precision']})"
         )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """doctor: read the first samples of data and model, and say what nsf understood."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ def run(
     own_model: Mapping[str, Any] | None,
     planned: Mapping[str, Any] | None = None,
     batch_size: int,
+    extracted: Sequence[str] = ("val", "test"),
     precision: str = "auto",
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -39,13 +40,14 @@ def run(
         data, model, own_model, precision, device: as for `extract`; without `own_model` only what `nsf train` made counts.
         planned: the `model` section, whose architecture is built (with no weights) where nothing is trained yet.
         batch_size: samples a forward pass.
+        extracted: the splits that `extract` is to read.
 
     Returns:
         `splits`: for each split its `counts()`, or `error` in words; `kind`, `class_names`; `device`, `precision`;
         `model`: None where there is no trained one yet, otherwise `name`, `head`, `width` (d), `classes`, `class_names`,
         `classes_matched_by` (as `extract`'s), `bias` (whether the head has one), `accuracy` on the samples tried, `tried`,
         `unreadable` and `first_unreadable` (of those picked, in words),
-        `samples_per_second` and `seconds`, the estimate for val and test.
+        `samples_per_second` and `seconds`, the estimate for the splits `extracted`.
 
     Raises:
         UserError: the validation split or the model cannot be used.
@@ -98,7 +100,7 @@ def run(
         if not seen:
             raise unreadable("val", len(chosen), unread)
         rate = seen / max(time.monotonic() - started, 1e-9)
-    samples = sum(splits[name].get("samples", 0) for name in ("val", "test"))
+    samples = sum(splits[name].get("samples", 0) for name in extracted)
     found["model"] = {
         "name": str(model) if opened.by_nsf else classifier.name,
         "head": head_name,

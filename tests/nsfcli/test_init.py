@@ -500,6 +500,10 @@ def test_doctor_before_and_after_training(photos: Path, nsf: Nsf, tmp_path: Path
     model = said["model"]
     assert (model["head"], model["width"], model["classes"], model["class_names"]) == ("fc", 512, 2, ["cold", "warm"])
     assert model["tried"] == 20 and model["samples_per_second"] > 0 and model["seconds"] >= 0
+    for splits in (["val", "test"], ["train", "val", "test"]):
+        said = nsf("doctor", "--json", "--extract-splits", json.dumps(splits)).json["model"]
+        assert said["seconds"] == pytest.approx(20 * len(splits) / said["samples_per_second"], abs=0.15)
+        assert f" s for {' and '.join(splits)}, " in nsf("doctor", "--extract-splits", json.dumps(splits)).stdout
     assert "features of width 512" in nsf("doctor").stdout and "no better than chance" not in nsf("doctor").stdout
     assert (model["classes_matched_by"], model["bias"]) == ("name", True)
     assert sorted(tmp_path.rglob("*")) == before, "doctor writes nothing"
