@@ -2,7 +2,7 @@
 
 A `Pool` is one trained model and its features of a validation pool, in which every class x attribute group is large, of a
 balanced test split, and of the training split. `benchmarks.sets` draws validation splits of any bias and size from it.
-Deterministic, and cached in `benchmarks/cache` (or $NSF_BENCHMARK_CACHE): all of them take two hours on 2 cores, once.
+Deterministic, and cached in `benchmarks/cache` (or $NSF_BENCHMARK_CACHE): all of them take three hours on 2 cores, once.
 
     python -m benchmarks.pools [NAME ...]     # make these, or all
 """
