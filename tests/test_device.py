@@ -83,14 +83,16 @@ def test_solver_auto(case: tuple, remedy: str, cuda: torch.device) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_solver_auto_on_a_draw(classes: int, cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of features that are streamed to the device."""
+    """Of features that are streamed to the device, as are those of the training split."""
     monkeypatch.setattr(auto, "SELECTION_VALUES", 400 * WIDTH)
     monkeypatch.setattr(auto, "LEAST_SELECTION", 1)
-    features, labels, _ = spurious(600, classes=classes)
-    done = repair(
-        Rows(features.split(250), device=cuda), labels.to(cuda), tuple(each.to(cuda) for each in biased_head(classes))
+    given, training = (
+        (Rows(features.split(250), device=cuda), labels.to(cuda))
+        for features, labels, _ in (spurious(600, classes=classes, seed=seed) for seed in (0, 1))
     )
+    done = repair(*given, tuple(each.to(cuda) for each in biased_head(classes)), training=training)
     assert done.remedy == GROUPS and isinstance(done.weight, Pretended)
+    assert done.evidence is not None and done.evidence.lost is not None
 
 
 @pytest.mark.parametrize("solver", ["auto", "published"])
