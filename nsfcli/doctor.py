@@ -32,7 +32,11 @@ def doctor(ctx: typer.Context, model: ModelOption = MODEL, **overrides: str | No
         precision=extract["precision"],
         device=settings.device,
     )
-    settings.console.result(found, *_tables(found), line=_lines(found, extract["splits"]))
+    settings.console.result(
+        found,
+        *_tables(found),
+        line=_lines(found, [name for name in extract["splits"] if "error" not in found["splits"][name]]),
+    )
 
 
 def _tables(found: dict[str, Any]) -> list[Table]:

@@ -119,7 +119,7 @@ def _messages(summary: Mapping[str, Any], *, force: bool) -> Iterator[str]:
         return
     first = summary["verdict_of_identify"]
     if summary["remedy"] in WITHOUT_GROUPS:
-        yield f"No minority was found that a repair can rely on, but {_why(summary)}."
+        yield f"The minority carries no repair ({summary['groups_refused']}), but {_why(summary)}."
     elif first is not None and summary["verdict"] != first:
         yield (
             f"`nsf identify` said '{first}'; the minority as re-estimated (mirror {_signed(summary['mirror'])}) and "

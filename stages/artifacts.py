@@ -233,13 +233,14 @@ def numbers(classes: int) -> list[str]:
     return [str(index) for index in range(classes)]
 
 
-def read(kind: str, path: Path, *, attributes: bool = False) -> Artifact:
+def read(kind: str, path: Path, *, attributes: bool = False, option: str | None = None) -> Artifact:
     """Read one artifact and check it on its own: tensors, types, shapes, values.
 
     A head of one sigmoid output is given as the head of two classes that it is.
 
     Args:
         attributes: whether to read the group labels of features, too; without, whatever they are is left alone.
+        option: the option that names the file, for the sentence; by default --KIND.
 
     Raises:
         MissingFile: the file is not there; the sentence names the command that makes it.
@@ -248,7 +249,7 @@ def read(kind: str, path: Path, *, attributes: bool = False) -> Artifact:
     """
     path, made_by = Path(path), f"`nsf {KINDS[kind].stage}` makes it"
     if KINDS[kind].stage == "extract":
-        made_by += f", or name a file of your own (--{kind})"
+        made_by += f", or name a file of your own ({option or f'--{kind}'})"
     files = shards(path) if kind == "features" else None
     opened = [_open(kind, file, made_by) for file in files or [path]]
     metadata = opened[0][1]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stages import distributed
-from stages.evidence import MOST_LOST, Calibration, Evidence, calibration, doubted, lost_in_training, too_few, weigh
+from stages.evidence import Calibration, Evidence, calibration, doubted, lost_in_training, too_few, weigh
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Identified, Verdict, assess, identify
 from stages.logistic import even_biases, moments
 from stages.passes import blocks, predict
@@ -49,6 +49,7 @@ class Repaired:
         evidence: what decides beside the verdict; None where the verdict alone has decided.
         remedy: what the head came of, one of GROUPS, PLAIN and EVENED; None where the base head is kept.
         neglected: the class that the base head neglects, where EVENED is the remedy.
+        refused: why no pseudo-groups are the remedy, in words, where another is.
     """
 
     weight: "Tensor"
@@ -60,6 +61,7 @@ class Repaired:
     doubt: str | None = None
     remedy: str | None = None
     neglected: int | None = None
+    refused: str | None = None
 
 
 def repair(
@@ -119,12 +121,12 @@ def repair(
     if repaired.verdict.bias == NOT_BIASED and sure.far_too_sure():
         repaired = replace(repaired, verdict=replace(repaired.verdict, bias=BIASED), evidence=sure)
     if repaired.verdict.bias == BIASED and sure.too_sure():
-        plain = _plainly(
+        repaired = _plainly(
             features, labels, base, replace(repaired, evidence=sure), drawn, known, training,
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
-        if plain is not None:
-            return plain
+        if repaired.kept is None:
+            return repaired
     return _evened(base, repaired, drawn, classes=classes)
 
 
@@ -188,8 +190,8 @@ def _plainly(
     regularization: float | None,
     seed: int,
     progress: Progress,
-) -> Repaired | None:
-    """A head for which every class weighs the same, and no group more; None where it is worse on the training split."""
+) -> Repaired:
+    """A head for which every class weighs the same, and no group more; kept where that is worse on the training split."""
     with distributed.alone():
         plain = group_balanced(
             drawn.features, drawn.labels, drawn.labels,
@@ -198,16 +200,19 @@ def _plainly(
         )  # fmt: skip
     evidence = repaired.evidence or Evidence()
     if training is not None:
-        # Where the groups' head was worse there, nothing may be lost: what that leaned on is at hand here, too.
-        most = 0.0 if evidence.worse_in_training() else MOST_LOST
+        before = evidence.worse_in_training()
         evidence = replace(evidence, lost=lost_in_training(*training, base, plain, drawn.labels, progress=progress))
-        if evidence.worse_in_training(most):
-            return None
+        # Where the groups' head was worse there, nothing may be lost: what that leaned on is at hand here, too.
+        if before and (evidence.lost or 0) > 0:
+            return repaired
+        if evidence.worse_in_training():
+            return replace(repaired, evidence=evidence, kept=evidence.loss())
     plain = replace(plain, readings=labels.unsqueeze(0))
     if drawn.samples > len(drawn.labels):
         plain = fitted_to_all(features, labels, plain, classes=classes)
     return replace(
-        repaired, weight=plain.weight, bias=plain.bias, retrained=plain, evidence=evidence, kept=None, remedy=PLAIN
+        repaired, weight=plain.weight, bias=plain.bias, retrained=plain, evidence=evidence,
+        kept=None, remedy=PLAIN, refused=repaired.kept,
     )  # fmt: skip
 
 
@@ -235,7 +240,9 @@ def _evened(base: "tuple[Tensor, Tensor]", repaired: Repaired, drawn: "Draw", *,
         return replace(repaired, evidence=evidence)
     verdict = replace(repaired.verdict, bias=BIASED)
     neglected_class = int(before.argmin())
-    return Repaired(*evened, verdict, None, None, evidence, remedy=EVENED, neglected=neglected_class)
+    return Repaired(
+        *evened, verdict, None, None, evidence, remedy=EVENED, neglected=neglected_class, refused=repaired.kept
+    )  # fmt: skip
 
 
 def _class_means(of_samples: "Tensor", labels: "Tensor", sizes: "Tensor") -> "Tensor":

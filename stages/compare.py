@@ -279,7 +279,7 @@ def run(
 
     target = begin(device)
     data = artifacts.read("features", features, attributes=True)
-    held_out = artifacts.read("features", test, attributes=True)
+    held_out = artifacts.read("features", test, attributes=True, option="--test")
     base = artifacts.read("head", head)
     for each in (data, held_out):
         check_model(each, base)

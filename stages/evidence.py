@@ -140,13 +140,17 @@ class Evidence:
             return False
         return CALIBRATED[0] <= self.errors <= CALIBRATED[1] and self.unused >= LEAST_UNUSED
 
-    def worse_in_training(self, most: float = MOST_LOST) -> bool:
+    def worse_in_training(self) -> bool:
         """Whether the new head leans on what goes with the class in the validation split, and not in the training split.
 
         A model's features tell the classes of its training samples apart the better, so that a head is as good there as on
         other samples of their kind; what it loses there it had from what the two splits do not share.
         """
-        return self.lost is not None and self.lost >= most
+        return self.lost is not None and self.lost >= MOST_LOST
+
+    def loss(self) -> str:
+        """What is lost on the training split, in words."""
+        return f"its accuracy is {self.lost or 0:.2f} lower on the training split, which lacks the validation split's bias"
 
     def dear(self) -> bool:
         """Whether a repair costs accuracy on the classes, and the base head is not too sure of itself."""
@@ -208,7 +212,7 @@ class Evidence:
                 return f"{self.found} minority samples are too few to repair {self.classes} classes by"
             return "cross-validation shows no reliable gain"
         if self.worse_in_training():
-            return f"its accuracy is {self.lost:.2f} lower on the training split, which lacks the validation split's bias"
+            return self.loss()
         if self.split_alone():
             return "in the validation split an attribute goes with the class, and the model does not seem to use it"
         return "the new head is worse at a class that has few validation samples" if self.given_up else None
@@ -276,11 +280,13 @@ def lost_in_training(
     fitted: "Tensor",
     *,
     progress: Progress = silent,
-) -> float:
+) -> float | None:
     """The accuracy that a new head lacks on the training split, see `Evidence.lost`; below zero where it lacks none.
 
+    Classes of fewer than LEAST_OF_CLASS training samples have no say; None where fewer than two have one.
+
     Args:
-        features, labels: (m, d), (m,) of the training split, or of any part of it that has samples of every class.
+        features, labels: (m, d), (m,) of the training split, or of any part of it.
         base: the base head (C, d), (C,).
         new: the new head.
         fitted: labels (n,) of the samples it was fitted to.
@@ -288,13 +294,19 @@ def lost_in_training(
     import torch
 
     classes = len(base[1])
+
+    def sizes_of(members: "Tensor") -> "Tensor":
+        return torch.bincount(members, minlength=classes)
+
+    sizes = distributed.summed(sizes_of(labels))
+    counted = sizes >= LEAST_OF_CLASS
+    if int(counted.sum()) < 2:
+        return None
     guesses = best(features, [base, (new.weight, new.bias)], what="training split", progress=progress)
-    sizes = distributed.summed(torch.bincount(labels, minlength=classes))
-    right = [distributed.summed(torch.bincount(labels[guess == labels], minlength=classes)) for guess in guesses]
-    before, after = (float((count / sizes).mean()) for count in right)
+    right = [distributed.summed(sizes_of(labels[guess == labels])) for guess in guesses]
+    before, after = (float((count / sizes)[counted].double().mean()) for count in right)
     # The same samples in every process.
-    with distributed.alone():
-        here = float(balanced(fitted, classes).double()[new.right].sum())
+    here = float((sizes_of(fitted[new.right]) / sizes_of(fitted))[counted].double().mean())
     return min(before, here) - after
 
 

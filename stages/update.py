@@ -11,7 +11,7 @@ from stages.auto import PLAIN, repair
 from stages.errors import BadValues
 from stages.evidence import LEAST_OF_CLASS, Evidence
 from stages.identify import Identified
-from stages.lineage import agree, check_labels, check_lineage, check_model
+from stages.lineage import agree, check_labels, check_lineage, check_model, check_names
 from stages.logistic import cross_entropy
 from stages.outputs import check_computed, outputs
 from stages.passes import best
@@ -226,6 +226,7 @@ def _by_auto(
         "mirror": repaired.verdict.mirror,
         **_numbers(repaired.evidence or Evidence()),
         "remedy": repaired.remedy,
+        "groups_refused": repaired.refused,
         "neglected_class": None if repaired.neglected is None else given.class_names[repaired.neglected],
         "pseudo_minority": pseudo_minority,
         "penalty": again.penalty if again is not None else None,
@@ -267,6 +268,10 @@ def _by_published(
     return _Outcome(given.unfolded(given.base), f"{nothing} learn from", None, parameters, {})
 
 
+def _read_training(path: Path | None) -> Artifact | None:
+    return artifacts.read("features", path, option="--train-features") if path is not None else None
+
+
 def _check_training(trained: Artifact, data: Artifact, classes: int, source: Artifact) -> None:
     """Refuse features of a training split that do not go with those of the validation split.
 
@@ -274,6 +279,7 @@ def _check_training(trained: Artifact, data: Artifact, classes: int, source: Art
         UserError: they number other classes, have no sample of one, or are the validation split's own.
     """
     check_labels(trained, classes, source=source)
+    check_names(trained, classes, data)
     if trained.fingerprint == data.fingerprint:
         raise BadValues(
             "holds the samples that the new head is fitted to", where=trained.path, do="give features of the training split"
@@ -315,8 +321,9 @@ def run(
         A summary: `out`, `solver`, `minority`, `rescued`, `conforming`, `base_head_kept`, `kept_because`, `small_classes`
         ({name: samples} of those under `evidence.LEAST_OF_CLASS`); of solver "auto" `doubt` (why the base head would have
         been kept, where it is not), `verdict`, `verdict_of_identify`, `mirror` (of that verdict), the other numbers of
-        `stages.evidence.Evidence`, `remedy` (what the head came of, see `stages.auto.Repaired`), `neglected_class` (where
-        that is why), `pseudo_minority` and `penalty` too, None where they were not needed.
+        `stages.evidence.Evidence`, `remedy` and `groups_refused` (what the head came of, and why of no pseudo-groups, see
+        `stages.auto.Repaired`), `neglected_class` (where that is why), `pseudo_minority` and `penalty` too, None where they
+        were not needed.
 
     Raises:
         UserError: an input is missing, wrong, or does not fit, or no sample is rescued and there is no head to keep;
@@ -328,7 +335,7 @@ def run(
     neutral = artifacts.read("neutralize", neutralize)
     learned = artifacts.read("eliminate", eliminate)
     base = artifacts.read("head", head) if head is not None else None
-    trained = artifacts.read("features", training) if training is not None and solver == "auto" else None
+    trained = _read_training(training) if solver == "auto" else None
     agree("n", data, found)
     agree("d", data, found, neutral, learned, base, trained)
     for each in (data, trained):

@@ -559,6 +559,15 @@ def test_a_training_split_that_does_not_fit(refuse: Refuse) -> None:
     ):
         save_file(tensors, "train.safetensors")
         refuse("update", ["--train-features", "train.safetensors"], "train.safetensors", words)
+    refuse(
+        "update", ["--train-features", "nowhere.st"], "nowhere.st", "no such file", "a file of your own (--train-features)"
+    )
+    for path, tensors, names in (
+        ("artifacts/features/val.safetensors", PLANTED, '["cat", "dog"]'),
+        ("train.safetensors", PLANTED_TEST, '["dog", "cat"]'),
+    ):
+        save_file(tensors, path, metadata={"schema_version": "1", "class_names": names})
+    refuse("update", ["--train-features", "train.safetensors"], "train.safetensors", "calls class 0 'dog'", "calls it 'cat'")
     shutil.copyfile("artifacts/features/val.safetensors", "mine.safetensors")
     save_file(PLANTED_TEST, "train.safetensors")
     arguments: list[object] = ["--features", "mine.safetensors", "--train-features", "train.safetensors"]

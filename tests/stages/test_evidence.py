@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.evidence import Evidence, calibration, weigh
+from stages.evidence import LEAST_OF_CLASS, Evidence, calibration, lost_in_training, weigh
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Verdict
 from stages.logistic import balanced, moments
 from stages.passes import predict
@@ -179,6 +179,25 @@ def test_a_handful_carries_no_repair_of_more_than_two_classes(
     assert evidence.carries(verdict) is carried
     assert evidence.against(verdict) == (None if carried else "29 minority samples are too few to repair 3 classes by")
     assert replace(evidence, better=0.1).carries(verdict), "plainly better needs no minority"
+
+
+@pytest.mark.parametrize("few", [LEAST_OF_CLASS, LEAST_OF_CLASS - 1])
+def test_a_class_of_a_handful_has_no_say_on_the_training_split(few: int) -> None:
+    features, labels, _ = spurious(600, classes=3)
+    base = biased_head(3)
+    new = group_balanced(features, labels, labels, classes=3, scaling=moments(features))
+    seen = torch.cat([(labels == 0).nonzero().flatten(), (labels > 0).nonzero().flatten()[: 2 * few]])
+    x, y = features[seen], labels[seen]
+    lost = lost_in_training(x, y, base, new, labels)
+    if few < LEAST_OF_CLASS:
+        assert lost is None
+        return
+    before, after = (
+        sum(float((predict(x, *head) == y)[y == index].double().mean()) for index in range(3)) / 3
+        for head in (base, (new.weight, new.bias))
+    )
+    here = sum(float(new.right[labels == index].double().mean()) for index in range(3)) / 3
+    assert lost == pytest.approx(min(before, here) - after, abs=1e-6)
 
 
 @pytest.mark.parametrize(("lost", "kept"), [(None, False), (-0.2, False), (0.049, False), (0.05, True)])
