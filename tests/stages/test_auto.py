@@ -534,7 +534,8 @@ def test_a_neglected_class_is_told(nsf: Callable[..., Done]) -> None:
     assert (done["neglected_class"], done["verdict"], done["remedy"]) == ("1", BIASED, EVENED)
     assert done["stderr"] == (
         f"The minority carries no repair ({done['groups_refused']}), but the base head neglects class 1. It gets "
-        f"other biases, with which every class weighs the same: its accuracy on the worst class rises by {done['neglected']:.2f}.\n"
+        "other biases, with which every class weighs the same: its accuracy on the worst class rises by "
+        f"{done['neglected']:.2f}.\n"
     )
     assert nsf("update").stdout.startswith("verdict biased, base head with other biases -> ")
     assert torch.equal(made["folded_weight"], weight) and not torch.equal(made["folded_bias"], bias)
