@@ -109,8 +109,7 @@ def draw(chosen: FeatureSet) -> Drawn:
 
 
 def _of(order: np.ndarray, labels: np.ndarray, files: dict[str, dict[str, torch.Tensor]]) -> Drawn:
-    val, test, head, train = (files.get(name) for name in ("val", "test", "head", "train"))
-    assert val is not None and test is not None and head is not None
+    val, test, head, train = files["val"], files["test"], files["head"], files.get("train")
     given, attributes = torch.from_numpy(labels[order]), val["attributes"][order]
     return Drawn(
         val["features"][order], given, head["weight"], head["bias"], attributes,

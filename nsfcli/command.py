@@ -91,6 +91,17 @@ def base_head(head: Path | None, features: Path, standard_features: Path) -> Pat
     return HEAD if artifacts.exists(HEAD) or artifacts.written_by_nsf(features) else None
 
 
+def check_train_features(train_features: Path | None, head: Path | None) -> None:
+    """Refuse features of the training split without a base head.
+
+    Raises:
+        BadParameter: there is nothing to compare the new head with.
+    """
+    if train_features is not None and head is None:
+        do = "give --head, too"
+        raise BadParameter("compares the new head with the base head", where="option --train-features", do=do)
+
+
 def _option(help: str) -> object:
     return typer.Option(help=help, metavar="FILE", rich_help_panel="Files")
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from nsfcli import params
-from nsfcli.command import HEAD, TEST, TRAIN, VAL, Settings
+from nsfcli.command import HEAD, TEST, TRAIN, VAL, Settings, check_train_features
 from nsfcli.presets import PRESETS
 from nsfcli.sections import SECTIONS
 from stages.errors import BadParameter, CannotWrite, MissingFile, UserError
@@ -114,10 +114,7 @@ def init(
             text_column = _asked("Its column with the text (empty: images)", default="", show_default=False)
     saved = _is_saved(folder, images)
     _check_fits(ctx, preset=preset is not None, table=csv is not None, saved=saved, features=features is not None)
-    if train_features is not None and head is None:
-        raise BadParameter(
-            "compares the new head with the base head", where="option --train-features", do="give --head, too"
-        )
+    check_train_features(train_features, head)
     sections: dict[str, dict[str, Any]] = {}
     if preset is not None:
         sections = {section: dict(values) for section, values in PRESETS[preset].items()}
@@ -354,7 +351,7 @@ def _pipeline(
         code=code,
         val=_files_of(folder, features) if own else [str(VAL)],
         test=_files_of(folder, test_features) if own else [str(TEST)],
-        seen=_files_of(folder, train_features) if own or train_features is None else [str(train_features)],
+        seen=_files_of(folder, train_features),
         head=str(head or "") if own else str(HEAD),
         flags={
             "val": f" --features {shlex.quote(str(features))}" if own else "",

@@ -21,8 +21,8 @@ from nsfcli.command import (
     OutOption,
     Settings,
     base_head,
+    check_train_features,
 )
-from stages.errors import BadParameter
 
 # The parameters that each solver reads.
 READS = {"auto": ("solver", "regularization", "seed"), "published": ("solver", "steps", "learning_rate", "seed")}
@@ -77,10 +77,7 @@ def update(
             f"{' and '.join(idle)} {verb} no effect with --solver {solver}; {applies} to --solver {other}."
         )
     base = base_head(head, features, VAL)
-    if train_features is not None and base is None:
-        raise BadParameter(
-            "compares the new head with the base head", where="option --train-features", do="give --head, too"
-        )
+    check_train_features(train_features, base)
     with settings.console.progress() as progress:
         summary = run(
             features=features,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stages import distributed
-from stages.evidence import Calibration, Evidence, calibration, doubted, lost_in_training, too_few, weigh
+from stages.evidence import Calibration, Evidence, calibration, class_means, doubted, lost_in_training, too_few, weigh
 from stages.identify import BIASED, CANNOT_TELL, NOT_BIASED, Identified, Verdict, assess, identify
 from stages.logistic import even_biases, moments
 from stages.passes import blocks, predict
@@ -122,7 +122,7 @@ def repair(
         repaired = replace(repaired, verdict=replace(repaired.verdict, bias=BIASED), evidence=sure)
     if repaired.verdict.bias == BIASED and sure.too_sure():
         repaired = _plainly(
-            features, labels, base, replace(repaired, evidence=sure), drawn, known, training,
+            features, labels, base, repaired, drawn, known, training,
             classes=classes, regularization=regularization, seed=seed, progress=progress,
         )  # fmt: skip
         if repaired.kept is None:
@@ -228,7 +228,7 @@ def _evened(base: "tuple[Tensor, Tensor]", repaired: Repaired, drawn: "Draw", *,
         sizes = torch.bincount(labels, minlength=classes)
         evened = base[0], base[1] + even_biases(logits_of(drawn.features, base), labels, classes)
         was, now = (predict(drawn.features, *head) == labels for head in (base, evened))
-    before, after, changed = (_class_means(part, labels, sizes) for part in (was, now, was != now))
+        before, after, changed = (class_means(part, labels, sizes) for part in (was, now, was != now))
     # One class's accuracy for another's is a trade, and chance may look like a bargain. The error is of the differences,
     # with one more prediction that changes: of a rare class without any nobody knows that there is none.
     spread = (changed * sizes + 1) / (sizes + 2) - (after - before).square()
@@ -243,13 +243,6 @@ def _evened(base: "tuple[Tensor, Tensor]", repaired: Repaired, drawn: "Draw", *,
     return Repaired(
         *evened, verdict, None, None, evidence, remedy=EVENED, neglected=neglected_class, refused=repaired.kept
     )  # fmt: skip
-
-
-def _class_means(of_samples: "Tensor", labels: "Tensor", sizes: "Tensor") -> "Tensor":
-    """The share of each class (C,) float64, of so many samples, for which this (n,) bool is true."""
-    import torch
-
-    return torch.bincount(labels[of_samples], minlength=len(sizes)).double() / sizes
 
 
 @dataclass(frozen=True)

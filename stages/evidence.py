@@ -294,20 +294,23 @@ def lost_in_training(
     import torch
 
     classes = len(base[1])
-
-    def sizes_of(members: "Tensor") -> "Tensor":
-        return torch.bincount(members, minlength=classes)
-
-    sizes = distributed.summed(sizes_of(labels))
+    sizes = distributed.summed(torch.bincount(labels, minlength=classes))
     counted = sizes >= LEAST_OF_CLASS
     if int(counted.sum()) < 2:
         return None
     guesses = best(features, [base, (new.weight, new.bias)], what="training split", progress=progress)
-    right = [distributed.summed(sizes_of(labels[guess == labels])) for guess in guesses]
-    before, after = (float((count / sizes)[counted].double().mean()) for count in right)
+    before, after = (float(class_means(guess == labels, labels, sizes)[counted].mean()) for guess in guesses)
     # The same samples in every process.
-    here = float((sizes_of(fitted[new.right]) / sizes_of(fitted))[counted].double().mean())
+    with distributed.alone():
+        here = float(class_means(new.right, fitted, torch.bincount(fitted, minlength=classes))[counted].mean())
     return min(before, here) - after
+
+
+def class_means(of_samples: "Tensor", labels: "Tensor", sizes: "Tensor") -> "Tensor":
+    """The share of each class (C,) float64, of so many samples, for which this (n,) bool is true; over all processes."""
+    import torch
+
+    return distributed.summed(torch.bincount(labels[of_samples], minlength=len(sizes))).double() / sizes
 
 
 def too_few(labels: "Tensor", classes: int) -> list[int]:

@@ -200,13 +200,7 @@ class _Outcome:
 
 
 def _by_auto(
-    given: _Given,
-    found: Artifact,
-    *,
-    regularization: float | Literal["auto"],
-    force: bool,
-    seed: int,
-    progress: Progress,
+    given: _Given, found: Artifact, *, regularization: float | Literal["auto"], force: bool, seed: int, progress: Progress
 ) -> _Outcome:
     columns = (found["centroids"], found.own("nearest"), found.own("minority"))
     repaired = repair(
@@ -268,22 +262,23 @@ def _by_published(
     return _Outcome(given.unfolded(given.base), f"{nothing} learn from", None, parameters, {})
 
 
-def _read_training(path: Path | None) -> Artifact | None:
-    return artifacts.read("features", path, option="--train-features") if path is not None else None
-
-
-def _check_training(trained: Artifact, data: Artifact, classes: int, source: Artifact) -> None:
-    """Refuse features of a training split that do not go with those of the validation split.
+def _read_training(path: Path, data: Artifact, base: Artifact | None, classes: int, source: Artifact) -> Artifact:
+    """Features of the training split, which go with those of the validation split.
 
     Raises:
-        UserError: they number other classes, have no sample of one, or are the validation split's own.
+        UserError: they cannot be read, are of another model, number other classes, have no sample of one, or are the
+            validation split's own.
     """
+    trained = artifacts.read("features", path, option="--train-features")
+    agree("d", data, trained)
+    check_model(trained, base)
     check_labels(trained, classes, source=source)
     check_names(trained, classes, data)
     if trained.fingerprint == data.fingerprint:
         raise BadValues(
             "holds the samples that the new head is fitted to", where=trained.path, do="give features of the training split"
         )
+    return trained
 
 
 def run(
@@ -335,19 +330,17 @@ def run(
     neutral = artifacts.read("neutralize", neutralize)
     learned = artifacts.read("eliminate", eliminate)
     base = artifacts.read("head", head) if head is not None else None
-    trained = _read_training(training) if solver == "auto" else None
     agree("n", data, found)
-    agree("d", data, found, neutral, learned, base, trained)
-    for each in (data, trained):
-        if each is not None:
-            check_model(each, base)
+    agree("d", data, found, neutral, learned, base)
+    check_model(data, base)
     classes = agree("C", base, found, neutral)
     check_lineage(found, features=data)
     check_lineage(neutral, features=data, identify=found)
     check_lineage(learned, features=data, neutralize=neutral)
     check_labels(data, classes, source=base or found)
-    if trained is not None:
-        _check_training(trained, data, classes, base or found)
+    trained = None
+    if training is not None and solver == "auto":
+        trained = _read_training(training, data, base, classes, base or found)
     names = data.class_names(classes)
     with outputs(features, identify, neutralize, eliminate, head, training) as files, reproducible(seed):
         files.check(out)
