@@ -27,6 +27,14 @@ def compare(
             rich_help_panel="Files",
         ),
     ] = HEAD,
+    train_features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of method auto: features of the training split, as `nsf update` has them.",
+            metavar="FILE",
+            rich_help_panel="Files",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The comparison as JSON.", metavar="FILE", rich_help_panel="Files")] = COMPARISON,
     csv: Annotated[
         Path, typer.Option(help="The same as CSV, a line a row.", metavar="FILE", rich_help_panel="Files")
@@ -43,16 +51,20 @@ def compare(
 
     settings: Settings = ctx.obj
     sections = params.load("compare", overrides, settings.params)
+    section = sections["compare"].model_dump()
+    if train_features is not None and "auto" not in section["methods"]:
+        settings.console.message("--train-features has no effect without method auto.")
     with settings.console.progress() as progress:
         result = run(
             features=features,
             test=test,
             head=head,
+            training=train_features,
             out=out,
             csv_out=csv,
             device=settings.device,
             progress=progress,
-            **sections["compare"].model_dump(),
+            **section,
         )
     show(result, settings.console)
 

@@ -25,6 +25,8 @@ from stages.update import select, update
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stages.rows import Features
+
 Head: TypeAlias = "tuple[Tensor, Tensor]"
 
 # Of the heads that are pulled toward the base head: L-BFGS steps at most, and where it stops.
@@ -266,9 +268,15 @@ def published(
     return new.folded_weight, new.folded_bias
 
 
-def auto(features: "Tensor", labels: "Tensor", base: Head, *, seed: int = 0) -> Head:
-    """NSF auto (docs/method.md): it chooses its penalty itself, and keeps the base head where it sees no bias to remove."""
-    repaired = repair(features, labels, base, seed=seed)
+def auto(
+    features: "Tensor", labels: "Tensor", base: Head, *, training: "tuple[Features, Tensor] | None" = None, seed: int = 0
+) -> Head:
+    """NSF auto (docs/method.md): it chooses its penalty itself, and keeps the base head where it sees no bias to remove.
+
+    Args:
+        training: features (m, d), labels (m,) of the training split, see `stages.auto.repair`.
+    """
+    repaired = repair(features, labels, base, training=training, seed=seed)
     return repaired.weight, repaired.bias
 
 
@@ -284,12 +292,14 @@ class Baseline:
         grid: the hyperparameters to choose from, one setting each; one setting means that there is nothing to choose.
         seeded: whether it takes a `seed`.
         oracle: whether it takes the true `attributes`.
+        checked: whether it takes the `training` split, on which its head is looked at.
     """
 
     fit: Callable[..., Head]
     grid: Sequence[Mapping[str, Any]] = ({},)
     seeded: bool = False
     oracle: bool = False
+    checked: bool = False
 
 
 def _grid(**values: Sequence[float]) -> list[dict[str, float]]:
@@ -316,5 +326,5 @@ BASELINES: Mapping[str, Baseline] = {
         ],
         seeded=True,
     ),
-    "auto": Baseline(auto, seeded=True),
+    "auto": Baseline(auto, seeded=True, checked=True),
 }

@@ -14,7 +14,7 @@ from stages import artifacts, metrics
 from stages.baselines import BASELINES, Baseline, Head, groups_of
 from stages.errors import BadParameter, BadValues
 from stages.identify import identify
-from stages.lineage import agree, check_known, check_labels, check_model
+from stages.lineage import agree, check_known, check_labels, check_model, check_training
 from stages.logistic import FOLDS
 from stages.outputs import outputs
 from stages.passes import predict
@@ -22,6 +22,8 @@ from stages.runtime import Progress, begin, reproducible, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from stages.rows import Features
 
 Setting: TypeAlias = Mapping[str, Any]
 Scores: TypeAlias = Mapping[str, float | None]
@@ -49,6 +51,7 @@ def compare(
     *,
     attributes: "Tensor | None" = None,
     test_attributes: "Tensor | None" = None,
+    training: "tuple[Features, Tensor] | None" = None,
     class_names: Sequence[str] | None = None,
     attribute_names: Sequence[str] | None = None,
     methods: Sequence[str] = tuple(BASELINES),
@@ -67,6 +70,8 @@ def compare(
         base: the base head, (C, d), (C,).
         test_features, test_labels: (m, d), (m,) of the test split.
         attributes, test_attributes: (n,), (m,) int64, -1 where unknown, or None.
+        training: (m, d), (m,) of the training split, for the methods that look at their head there
+            (`baselines.Baseline.checked`).
         class_names, attribute_names: by default their numbers.
         methods: names of `stages.baselines.BASELINES`, in the order of the rows.
         seeds: how many, at least 1.
@@ -116,7 +121,7 @@ def compare(
         for name in names:
             baseline = BASELINES[name]
             fold = stratified_folds(labels, known if baseline.oracle and known is not None else pseudo, seed)
-            fit = _fitting(baseline, features, labels, base, known, seed)
+            fit = _fitting(baseline, features, labels, base, known, training, seed)
             chosen = _choose(name, fit, features, labels, fold, selections, tick)
             scores = {best: score(fit(everything, baseline.grid[best])) for best in set(chosen.values())}
             for selection, best in chosen.items():
@@ -200,7 +205,13 @@ def _choose(
 
 
 def _fitting(
-    baseline: Baseline, features: "Tensor", labels: "Tensor", base: Head, attributes: "Tensor | None", seed: int
+    baseline: Baseline,
+    features: "Tensor",
+    labels: "Tensor",
+    base: Head,
+    attributes: "Tensor | None",
+    training: "tuple[Features, Tensor] | None",
+    seed: int,
 ) -> Fit:
     """fit(rows, setting): the baseline on these rows. The attributes go to an oracle alone."""
 
@@ -210,6 +221,8 @@ def _fitting(
             given["seed"] = seed
         if baseline.oracle and attributes is not None:
             given["attributes"] = attributes[rows]
+        if baseline.checked:
+            given["training"] = training
         return baseline.fit(features[rows], labels[rows], base, **given)
 
     return fit
@@ -259,6 +272,7 @@ def run(
     test: Path,
     head: Path,
     out: Path,
+    training: Path | None = None,
     csv_out: Path | None = None,
     methods: Sequence[str] = tuple(BASELINES),
     seeds: int = 3,
@@ -267,7 +281,8 @@ def run(
 ) -> dict[str, Any]:
     """The same on files: read validation and test features and the base head, write the comparison.
 
-    Writes what it returns as JSON to `out` and, where asked, one line a row to the CSV `csv_out`, for plots.
+    Writes what it returns as JSON to `out` and, where asked, one line a row to the CSV `csv_out`, for plots. `training` is
+    as `update.run` has it.
 
     Returns:
         What `compare` gives.
@@ -295,7 +310,11 @@ def run(
             where=data.path,
             do="give more validation samples",
         )
-    with outputs(features, test, head) as files, reproducible(0):
+    seen = None
+    if training is not None:
+        seen = artifacts.read("features", training, option="--train-features")
+        check_training(seen, data, base, classes, source=base)
+    with outputs(features, test, head, training) as files, reproducible(0):
         files.check(out, csv_out)
         attributes = data.get("attributes")
         result = compare(
@@ -306,6 +325,7 @@ def run(
             held_out["labels"],
             attributes=None if attributes is None else attributes.to(target),
             test_attributes=held_out.get("attributes"),
+            training=(seen.rows.to(target), seen.own("labels").to(target)) if seen is not None else None,
             class_names=names,
             attribute_names=held_out.metadata.attribute_names,
             methods=methods,

@@ -151,3 +151,26 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
             do="give at least one sample of every class, or number the classes without gaps",
         )
     return len(counts)
+
+
+def check_training(
+    training: Artifact, features: Artifact, head: Artifact | None, classes: int, *, source: Artifact | None
+) -> None:
+    """Refuse features of a training split that do not go with those of the validation split.
+
+    Args:
+        training, features: of the training split, and of the validation split that a head is fitted to.
+        source: the artifact that `classes` comes from, for the sentence.
+
+    Raises:
+        Mismatch: they are of another model, or number other classes.
+        BadValues: a class has no sample, or they are the validation split's own.
+    """
+    agree("d", features, training)
+    check_model(training, head)
+    check_labels(training, classes, source=source)
+    check_names(training, classes, features)
+    if training.fingerprint == features.fingerprint:
+        raise BadValues(
+            "holds the samples that the new head is fitted to", where=training.path, do="give features of the training split"
+        )

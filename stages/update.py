@@ -11,7 +11,7 @@ from stages.auto import PLAIN, repair
 from stages.errors import BadValues
 from stages.evidence import LEAST_OF_CLASS, Evidence
 from stages.identify import Identified
-from stages.lineage import agree, check_labels, check_lineage, check_model, check_names
+from stages.lineage import agree, check_labels, check_lineage, check_model, check_training
 from stages.logistic import cross_entropy
 from stages.outputs import check_computed, outputs
 from stages.passes import best
@@ -262,25 +262,6 @@ def _by_published(
     return _Outcome(given.unfolded(given.base), f"{nothing} learn from", None, parameters, {})
 
 
-def _read_training(path: Path, data: Artifact, base: Artifact | None, classes: int, source: Artifact) -> Artifact:
-    """Features of the training split, which go with those of the validation split.
-
-    Raises:
-        UserError: they cannot be read, are of another model, number other classes, have no sample of one, or are the
-            validation split's own.
-    """
-    trained = artifacts.read("features", path, option="--train-features")
-    agree("d", data, trained)
-    check_model(trained, base)
-    check_labels(trained, classes, source=source)
-    check_names(trained, classes, data)
-    if trained.fingerprint == data.fingerprint:
-        raise BadValues(
-            "holds the samples that the new head is fitted to", where=trained.path, do="give features of the training split"
-        )
-    return trained
-
-
 def run(
     *,
     features: Path,
@@ -340,7 +321,8 @@ def run(
     check_labels(data, classes, source=base or found)
     trained = None
     if training is not None and solver == "auto":
-        trained = _read_training(training, data, base, classes, base or found)
+        trained = artifacts.read("features", training, option="--train-features")
+        check_training(trained, data, base, classes, source=base or found)
     names = data.class_names(classes)
     with outputs(features, identify, neutralize, eliminate, head, training) as files, reproducible(seed):
         files.check(out)

@@ -25,6 +25,18 @@ def spurious(
     return features, torch.where(flipped, (labels + 1) % classes, labels), attributes
 
 
+def soft(samples: int, *, bias: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `spurious`, but it is the class that is told loudly, by features that are wrong of one sample in eight."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(samples) % 2
+    seen = torch.where(torch.rand(samples, generator=generator) < 1 / 8, 1 - labels, labels)
+    attributes = torch.where(torch.rand(samples, generator=generator) < bias, labels, 1 - labels)
+    features = torch.randn(samples, WIDTH, generator=generator)
+    features[torch.arange(samples), seen] += 5.0
+    features[torch.arange(samples), 10 + attributes] += 3.0
+    return features, labels, attributes
+
+
 def biased_head(classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """A head that looks at the attribute far more than at the label."""
     weight = torch.zeros(classes, WIDTH)

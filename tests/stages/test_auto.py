@@ -26,6 +26,7 @@ from tests.stages.planted import (
     class_accuracies,
     fitted,
     head_of_uneven,
+    soft,
     spurious,
     too_sure,
     uneven,
@@ -134,18 +135,6 @@ def test_a_handful_makes_no_head_too_sure(monkeypatch: pytest.MonkeyPatch) -> No
     kept = labels == 0
     kept[(labels == 1).nonzero().flatten()[: LEAST_OF_CLASS - 1]] = True
     assert repair(features[kept], labels[kept], base).kept is not None
-
-
-def soft(samples: int, *, bias: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `spurious`, but it is the class that is told loudly, by features that are wrong of one sample in eight."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(samples) % 2
-    seen = torch.where(torch.rand(samples, generator=generator) < 1 / 8, 1 - labels, labels)
-    attributes = torch.where(torch.rand(samples, generator=generator) < bias, labels, 1 - labels)
-    features = torch.randn(samples, WIDTH, generator=generator)
-    features[torch.arange(samples), seen] += 5.0
-    features[torch.arange(samples), 10 + attributes] += 3.0
-    return features, labels, attributes
 
 
 @pytest.mark.parametrize("bias", [0.85, 0.95])

@@ -18,6 +18,7 @@ from stages.errors import BadParameter
 from stages.metrics import report
 from stages.passes import predict
 from tests.conftest import Done, assert_one_sentence, planted
+from tests.stages.planted import fitted, soft
 
 BASE: Head = (torch.tensor([[0.0] * 8, [1.0] * 4 + [0.0] * 4]), torch.zeros(2))
 QUICK = ("erm", "last-layer", "dfr", "self")
@@ -255,6 +256,30 @@ def test_the_same_bytes_again(nsf: Callable[..., Done], monkeypatch: pytest.Monk
         written.append((Path(f"{name}.json").read_bytes(), Path(f"{name}.csv").read_bytes()))
         assert list(result["methods"]) == methods
     assert written[0] == written[1]
+
+
+@pytest.mark.usefixtures("splits")
+def test_auto_looks_at_the_training_split(nsf: Callable[..., Done], own_features: Callable[..., Path]) -> None:
+    """As `nsf update --train-features` does: here it keeps a base head that a biased validation split speaks against."""
+    splits = {
+        name: soft(samples, bias=bias, seed=seed)
+        for name, samples, bias, seed in (("train", 6000, 0.5, 1), ("val", 2000, 0.95, 2), ("test", 2000, 0.5, 3))
+    }
+    for name, (features, labels, attributes) in splits.items():
+        own_features(f"artifacts/features/{name}", features=features, labels=labels, attributes=attributes)
+    weight, bias = fitted(*splits["train"][:2], 1e-4)
+    save_file({"weight": 2 * weight, "bias": 2 * bias}, HEAD)
+    rows = []
+    for option in ([], ["--train-features", "artifacts/features/train.safetensors"]):
+        done = nsf("compare", "--json", "--methods", "[erm, auto]", "--seeds", 1, *option)
+        assert done.code == 0, done.stderr
+        rows.append([done.json["methods"][name][GROUP_FREE]["worst_group_accuracy"] for name in ("erm", "auto")])
+    (erm, spoiled), (_, kept) = rows
+    assert spoiled < 0.2 < 0.8 < erm == kept
+    idle = nsf("compare", "--methods", "[erm]", *option)
+    assert idle.code == 0 and "--train-features has no effect without method auto" in idle.stderr
+    option[1] = str(VAL)
+    assert_one_sentence(nsf("compare", *option), str(VAL), "give features of the training split")
 
 
 @pytest.mark.usefixtures("splits")
