@@ -119,8 +119,11 @@ class Evidence:
     def plainly_shared(self) -> bool:
         """Whether one class's minority tells where another's lies."""
         found = self.mirror is not None and self.mirror <= MOST_MIRROR_SHARED
-        least = PLAINLY_SHARED if self.classes == 2 else PLAINLY_SHARED_SEVERAL
-        return found and self.shared is not None and self.shared >= least
+        return found and self.shares()
+
+    def shares(self) -> bool:
+        """Whether *shared* is what it is at least where one class's minority tells of another's."""
+        return self.shared is not None and self.shared >= (PLAINLY_SHARED if self.classes == 2 else PLAINLY_SHARED_SEVERAL)
 
     def mirrored(self, most: float = MOST_MIRROR) -> bool:
         """Whether the completed minority is a spurious attribute's."""
@@ -186,36 +189,53 @@ class Evidence:
             return False
         return self.found < min(LEAST_FOUND, LEAST_FOUND_SHARE * self.samples)
 
+    def lacks(self, verdict: Verdict) -> str | None:
+        """The first condition of a repair under this verdict that does not hold, in words; None where all hold."""
+        if self.plainly_better():
+            return None
+        if self.scarce():
+            return f"{self.found} minority samples are too few to repair {self.classes} classes by"
+        if verdict.mirror is None or self.mirror is None or self.recovered is None:
+            return "cross-validation shows no reliable gain"
+        if not self.mirrored():
+            most = MOST_MIRROR_SHARED if self.shares() else MOST_MIRROR
+            return _no_gain("mirror of the completed minority", self.mirror, f"at most {most:g}")
+        if self.recovered < (least := self.least_recovered()):
+            return _no_gain("recovered", self.recovered, f"at least {least:g}")
+        if not self.plainly_shared():
+            of, least = (verdict.mirror, LEAST_TOGETHER) if self.classes == 2 else (self.mirror, LEAST_OF_BOTH)
+            no_worse = self.classes > 2 and self.better is not None and self.better >= 0
+            if not no_worse and self.recovered - of < least:
+                return _no_gain("recovered - mirror", self.recovered - of, f"at least {least:g}")
+        least = 0.0 if self.classes > 2 or self.mirror <= CLEAR_MIRROR else LEAST_GAINED
+        if self.gained is not None and self.gained < least:
+            return _no_gain("gained", self.gained, f"at least {least:g}")
+        return None
+
+    def least_recovered(self) -> float:
+        """What a repair recovers at least."""
+        if self.plainly_shared():
+            return LEAST_RECOVERED_SHARED
+        return LEAST_RECOVERED_DEAR if self.classes == 2 and self.dear() else LEAST_RECOVERED
+
     def carries(self, verdict: Verdict) -> bool:
         """Whether a repair under this verdict is worth its risk."""
-        if self.plainly_better():
-            return True
-        if verdict.mirror is None or self.mirror is None or self.recovered is None or not self.mirrored():
-            return False
-        if self.scarce():
-            return False
-        if self.plainly_shared():
-            recovers = self.recovered >= LEAST_RECOVERED_SHARED
-        elif self.classes > 2:
-            no_worse = self.better is not None and self.better >= 0
-            recovers = self.recovered >= LEAST_RECOVERED and (no_worse or self.recovered - self.mirror >= LEAST_OF_BOTH)
-        else:
-            least_recovered = LEAST_RECOVERED_DEAR if self.dear() else LEAST_RECOVERED
-            recovers = self.recovered >= least_recovered and self.recovered - verdict.mirror >= LEAST_TOGETHER
-        least = 0.0 if self.classes > 2 or self.mirror <= CLEAR_MIRROR else LEAST_GAINED
-        return recovers and (self.gained is None or self.gained >= least)
+        return self.lacks(verdict) is None
 
     def against(self, verdict: Verdict) -> str | None:
         """Why the base head is to be kept under a verdict of "biased", in words; None where nothing speaks for that."""
-        if not self.carries(verdict):
-            if self.scarce():
-                return f"{self.found} minority samples are too few to repair {self.classes} classes by"
-            return "cross-validation shows no reliable gain"
+        if (lacking := self.lacks(verdict)) is not None:
+            return lacking
         if self.worse_in_training():
             return self.loss()
         if self.split_alone():
             return "in the validation split an attribute goes with the class, and the model does not seem to use it"
         return "the new head is worse at a class that has few validation samples" if self.given_up else None
+
+
+def _no_gain(name: str, value: float, asked: str) -> str:
+    """That a measure of docs/method.md falls short, in words."""
+    return f"cross-validation shows no reliable gain ({name} {value:.3f}, {asked} is asked for)"
 
 
 def doubted(verdict: Verdict) -> bool:

@@ -129,7 +129,7 @@ def test_a_class_of_a_handful_is_not_given_up() -> None:
 
 def test_a_handful_makes_no_head_too_sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every class weighs the same, three samples would be half of what is measured."""
-    monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+    monkeypatch.setattr(Evidence, "lacks", lambda *_: "cross-validation shows no reliable gain")
     features, labels, base = too_sure()
     assert repair(features, labels, base).remedy == PLAIN
     kept = labels == 0
@@ -166,7 +166,7 @@ def test_the_training_split_tells_that_the_validation_split_alone_is_biased(
 ) -> None:
     """Also of a base head that is too sure of itself, whose probabilities say nothing."""
     if means == "plain":
-        monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+        monkeypatch.setattr(Evidence, "lacks", lambda *_: "cross-validation shows no reliable gain")
     training = soft(6000, bias=0.5, seed=1)[:2]
     weight, bias = fitted(*training, 1e-4)
     base = 2 * weight, 2 * bias
@@ -194,7 +194,7 @@ def test_what_plain_retraining_may_lose_on_the_training_split(
     groups: float, plain: float, remedy: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing, where the groups' head has lost there."""
-    monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+    monkeypatch.setattr(Evidence, "lacks", lambda *_: "cross-validation shows no reliable gain")
     lost = iter([groups, plain])
     monkeypatch.setattr(auto, "lost_in_training", lambda *_, **__: next(lost))
     features, labels, base = too_sure()
@@ -236,7 +236,7 @@ def test_plain_retraining_is_cross_validated_once(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(
             module, "held_out", lambda *told, **more: calls.append((told[2], more["penalties"])) or real(*told, **more)
         )
-    monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+    monkeypatch.setattr(Evidence, "lacks", lambda *_: "cross-validation shows no reliable gain")
     done = repair(features, labels, base)
     plainly = [penalties for weights, penalties in calls if torch.equal(weights, balanced(labels, 2))]
     assert done.remedy == PLAIN and plainly.count(PENALTIES) == 1 and plainly[0] == PENALTIES
@@ -265,7 +265,7 @@ def test_a_base_head_that_is_too_sure_is_retrained_plainly(samples: int, monkeyp
     """An even validation split, a head of a biased one, and pseudo-groups that carry nothing; of a draw, too."""
     monkeypatch.setattr(auto, "SELECTION_VALUES", samples * WIDTH)
     monkeypatch.setattr(auto, "LEAST_SELECTION", 1)
-    monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+    monkeypatch.setattr(Evidence, "lacks", lambda *_: "cross-validation shows no reliable gain")
     features, labels, base = too_sure()
     done = repair(features, labels, base)
     assert done.kept is None and done.remedy == PLAIN and done.neglected is None
@@ -533,7 +533,7 @@ def test_a_neglected_class_is_told(nsf: Callable[..., Done]) -> None:
 
 @pytest.mark.usefixtures("files")
 def test_a_head_that_is_too_sure_is_told(nsf: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Evidence, "carries", lambda *_: False)
+    monkeypatch.setattr(Evidence, "lacks", lambda *_: "cross-validation shows no reliable gain")
     features, labels, (weight, bias) = too_sure()
     done, made = _updated(nsf, features, labels, weight, bias)
     assert (done["neglected_class"], done["verdict"], done["remedy"]) == (None, BIASED, PLAIN)

@@ -181,6 +181,27 @@ def test_a_handful_carries_no_repair_of_more_than_two_classes(
     assert replace(evidence, better=0.1).carries(verdict), "plainly better needs no minority"
 
 
+@pytest.mark.parametrize(
+    ("evidence", "short"),
+    [
+        (Evidence(-0.41, 0.6, 0.2, -1.0), "mirror of the completed minority -0.410, at most -0.5"),
+        (Evidence(-0.21, 0.6, 0.2, 5.0), "mirror of the completed minority -0.210, at most -0.3"),
+        (Evidence(-0.7, 0.4, 0.2, -1.0), "recovered 0.400, at least 0.45"),
+        (Evidence(-0.7, 0.55, 0.2, -1.0, -0.05, 1.5), "recovered 0.550, at least 0.6"),
+        (Evidence(-0.4, 0.09, 0.2, 5.0), "recovered 0.090, at least 0.1"),
+        (Evidence(-0.7, 0.46, 0.2, -1.0), "recovered - mirror 0.760, at least 0.78"),
+        (Evidence(-0.7, 0.5, 0.2, -1.0, -0.1, classes=3), "recovered - mirror 1.200, at least 1.24"),
+        (Evidence(-0.7, 0.6, 0.01, -1.0), "gained 0.010, at least 0.02"),
+        (Evidence(-0.9, 0.6, -0.01, -1.0), "gained -0.010, at least 0"),
+        (Evidence(None, 0.6), None),
+    ],
+)
+def test_what_a_repair_lacks_is_told(evidence: Evidence, short: str | None) -> None:
+    """By the measures' names in docs/method.md and by what each is held against."""
+    told = "" if short is None else f" ({short} is asked for)"
+    assert evidence.against(Verdict(BIASED, -0.3, [])) == f"cross-validation shows no reliable gain{told}"
+
+
 @pytest.mark.parametrize("few", [LEAST_OF_CLASS, LEAST_OF_CLASS - 1])
 def test_a_class_of_a_handful_has_no_say_on_the_training_split(few: int) -> None:
     features, labels, _ = spurious(600, classes=3)
