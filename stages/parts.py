@@ -13,6 +13,8 @@ import json
 import os
 import re
 import shutil
+import sys
+import sysconfig
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -429,18 +431,51 @@ def described(thing: Any) -> str:
 
 
 def code(*things: Any) -> str:
-    """SHA-256 of the source files that define these functions, objects and modules, and all that they hold."""
+    """SHA-256 of the source files that define these functions, objects and modules, and all that they hold.
+
+    With them go those of the modules, neither installed nor nsf's own, that their modules have imported, at any depth.
+    """
     files: set[str] = set()
+    modules: list[Any] = []
     for thing in (each for outer in things for each in _within(outer)):
         known = thing if inspect.isroutine(thing) or inspect.ismodule(thing) or inspect.isclass(thing) else type(thing)
+        modules.append(_module(known))
         # What is built in, or was typed at a prompt, has no file.
         with suppress(TypeError, OSError):
             files.add(inspect.getsourcefile(known) or "")
     digest = hashlib.sha256()
-    for file in sorted(files - {""}):
+    for file in sorted((files | _own_files(modules)) - {""}):
         with suppress(OSError):
             digest.update(Path(file).read_bytes())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _module(thing: Any) -> Any:
+    """The module that a thing is of; None where it says none that is loaded."""
+    if inspect.ismodule(thing):
+        return thing
+    # The class's name, for an object: one with a __getattr__ of its own may say anything.
+    name = getattr(thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing), "__module__", None)
+    return sys.modules.get(name) if isinstance(name, str) else None
+
+
+def _own_files(modules: Sequence[Any]) -> set[str]:
+    """The files of these modules and of all that they have imported, but for what is installed and nsf itself."""
+    standard, files = Path(sysconfig.get_path("stdlib")), set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        file = getattr(module, "__file__", None)
+        if not file or file in files or module.__name__.partition(".")[0] in ("stages", "nsfcli"):
+            continue
+        # Debian's own are in dist-packages.
+        if Path(file).is_relative_to(standard) or {"site-packages", "dist-packages"} & {*Path(file).parts}:
+            continue
+        files.add(file)
+        # Its package has run before it.
+        waiting.append(sys.modules.get(module.__name__.rpartition(".")[0]))
+        waiting += [_module(value) for value in list(vars(module).values())]
+    return files
 
 
 def _within(thing: Any) -> Iterator[Any]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,30 @@ def test_settings_within_settings_are_told_apart() -> None:
     around.held = around
     assert parts.described(around)
     assert parts.code(Plain(Plain(1))) == parts.code(Plain(1)) != parts.code(Plain(Rows([torch.ones(1, 1)])))
+
+
+def test_code_goes_on_into_the_modules_that_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transform's helpers lie in other files of the user's; what is installed is told by its version."""
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = {
+        "nsf_test_mine": "import json\nfrom nsf_test_steps.first import scaled\ndef transform(x): return scaled(x)\n",
+        "nsf_test_steps/__init__": "",
+        "nsf_test_steps/first": "from . import second\ndef scaled(image): return second.FACTOR * image\n",
+        "nsf_test_steps/second": "FACTOR = 1\n",
+        "nsf_test_other": "",
+    }
+    for name, text in texts.items():
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    mine, _ = import_module("nsf_test_mine"), import_module("nsf_test_other")
+    whole = parts.code(Plain(mine.transform))
+    for name in texts:
+        path = tmp_path / f"{name}.py"
+        path.write_text(f"{texts[name]}# another version\n")
+        assert (parts.code(Plain(mine.transform)) == whole) == (name == "nsf_test_other"), name
+        path.write_text(texts[name])
+    assert parts.code(Plain(mine.transform)) == whole
 
 
 def test_a_mistake_leaves_finished_parts_and_no_half_artifact(images: Path, trained: Path, tmp_path: Path) -> None:
