@@ -140,6 +140,13 @@ class Group(TyperGroup):
             # Whoever read our stdout has stopped reading: nothing to tell.
             forget_stdout()
             raise typer.Exit(EXIT_PIPE_CLOSED) from error
+        except UnicodeEncodeError as error:
+            settings = ctx.obj
+            if settings is None or settings.debug:
+                raise
+            shown = error.object[max(0, error.start - 60) : error.end + 20]
+            Console().error(f"{shown!r} is no text in UTF-8; rename the file, or mend the text.")
+            raise typer.Exit(EXIT_USER_ERROR) from error
         except Exception as error:
             # Typer's and Click's own exceptions know how to show themselves.
             settings = ctx.obj
@@ -250,6 +257,8 @@ def _spare(parameters: Path, options: Mapping[str, Any]) -> None:
 
 
 def _terminated(number: int, frame: Any) -> None:
+    # What is taken down with its loader processes has nothing more to say.
+    sys.unraisablehook = lambda _: None
     # torchrun ends all processes when one has ended, perhaps before the first has noticed and said so.
     if distributed.size() > 1 and distributed.rank() == 0 and not Console.failed:
         Console().error("torchrun has ended this process: another of this run has ended before, or it was told to stop.")

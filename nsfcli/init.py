@@ -153,10 +153,14 @@ def init(
     made = _version_control(folder)
     written = [*_write(folder, texts), *made]
     if sections.get("model", {}).get("source") == "callable":
-        settings.console.message(
-            f"dvc.yaml watches the file of {sections['model']['function']}; add what else it reads, such as its weights, to "
-            "the deps of the stages that use the model."
+        function = sections["model"]["function"]
+        code = ", ".join(_code(folder, sections["model"]))
+        unsaid = (
+            f"dvc.yaml watches {code}; add what else {function} reads, such as other modules and its weights,"
+            if code
+            else f"dvc.yaml does not watch the code of {function}, which is not in this folder; add its files"
         )
+        settings.console.message(f"{unsaid} to the deps of the stages that use the model.")
     if unwatched:
         settings.console.message(f"{unwatched}extract{' and train' if trains else ''}.")
     then = f"cd {shlex.quote(str(folder))} && " if folder != Path() else ""
@@ -330,7 +334,8 @@ def _pipeline(
     own = features is not None
     for path in (features, test_features, train_features if own else None, head):
         if path is not None and not _from(folder, path).is_file():
-            raise MissingFile("is not there", where=folder / path, do="name it as seen from the folder to set up")
+            found = "is a folder" if _from(folder, path).is_dir() else "is not there"
+            raise MissingFile(found, where=folder / path, do="name a file, as seen from the folder to set up")
     environment = Environment(
         loader=PackageLoader("nsfcli"),
         undefined=StrictUndefined,
@@ -342,8 +347,7 @@ def _pipeline(
     environment.filters["yaml"] = _scalar
     model = sections.get("model", {})
     weights = [str(path) for path in named_in(model) if _from(folder, path).exists()]
-    module = str(model.get("function", "")).partition(":")[0].replace(".", "/")
-    code = [f"{module}.py"] if module and _from(folder, f"{module}.py").exists() else []
+    code = _code(folder, model)
     return environment.get_template("dvc.yaml.j2").render(
         data=None if own else watched,
         train=trains,
@@ -360,6 +364,12 @@ def _pipeline(
             "head": f" --head {shlex.quote(str(head))}" if own and head else "",
         },
     )
+
+
+def _code(folder: Path, model: Mapping[str, Any]) -> list[str]:
+    """The file in this folder of the function that makes the model; none where there is no such function or file."""
+    module = str(model.get("function") or "").partition(":")[0].replace(".", "/")
+    return [name for name in (f"{module}/__init__.py", f"{module}.py") if module and _from(folder, name).is_file()][:1]
 
 
 def _watched(folder: Path, data: Mapping[str, Any]) -> tuple[list[str], str]:
@@ -483,6 +493,8 @@ def _version_control(folder: Path) -> list[str]:
     """Set up DVC (with git or without) and have git ignore the artifacts; returns the names of the files made."""
     made: list[str] = []
     ignore = folder / ".gitignore"
+    if not folder.is_dir() and os.path.lexists(folder):
+        raise CannotWrite("is no folder", where=folder, do="name another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lines = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []

@@ -1,6 +1,7 @@
 """params.yaml -> typed sections (`nsfcli.sections`); options given on the command line win."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -218,10 +219,14 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
     """The file's content; empty where no file was named and there is no params.yaml."""
     chosen = path or STANDARD_PATH
     try:
-        if not chosen.exists():
-            if path is not None:
-                raise MissingFile("there is no such file", where=path, do="check --params")
+        # A link that leads nowhere is not the same as no file.
+        if path is None and not os.path.lexists(chosen):
             return {}
+        if path is not None and not chosen.exists():
+            raise MissingFile("there is no such file", where=path, do="check --params")
+        if chosen.is_fifo():
+            # The processes of `distributed.launch` read it, too.
+            raise BadParameter("is a pipe, and can be read only once", where=chosen, do="name a file")
         content = _yaml().load(chosen.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadParameter(f"cannot be read ({error.strerror})", where=chosen) from error

@@ -7,6 +7,7 @@ frameworks enter, and always written.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -481,6 +482,8 @@ def _open(kind: str, path: Path, made_by: str) -> tuple[dict[str, "Tensor"], Met
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no regular file (a pipe, perhaps)"
         raise WrongArtifact(f"is {found}, and the {kind} artifact is a file", where=path, do=made_by)
+    if str(path).encode(errors="ignore") != os.fsencode(path):
+        raise WrongArtifact("is no name in UTF-8, and no safetensors file is read by such", where=path, do="rename it")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = Metadata.from_strings(file.metadata() or {}, path)
@@ -569,7 +572,7 @@ MEND = {
 
 def _not_finite(name: str, bad: int, rows: int, first: int, path: Path) -> BadValues:
     return BadValues(
-        f"'{name}' holds NaN or infinity in {bad} of {rows} rows, the first of them row {first}",
+        f"'{name}' holds NaN, infinity or what is beyond float32 in {bad} of {rows} rows, the first of them row {first}",
         where=path,
         do=MEND.get(name, "make the artifact again"),
     )

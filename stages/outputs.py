@@ -35,6 +35,17 @@ def check_computed(out: Path, tensors: Mapping[str, "Tensor"], *, do: str) -> No
             raise BadValues(f"'{name}' came out as NaN or infinity and is not written", where=out, do=do)
 
 
+def _is_stream(path: Path) -> bool:
+    """Whether a path is one of what a process has open, such as /dev/stdout, or leads there: no file can take its place."""
+    for _ in range(40):
+        if realpath(path.parent).startswith("/proc/"):
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / path.readlink()
+    return False
+
+
 # Seconds after which a temporary file of a process that is not there is no other machine's work.
 ABANDONED = 86_400
 
@@ -70,7 +81,7 @@ class Outputs:
             raise CannotWrite("is named for two outputs of this command", where=path, do="name two files")
         if path.is_dir():
             raise CannotWrite("is a folder, and a file is to be written there", where=path, do="name a file")
-        if path.exists() and not path.is_file():
+        if (path.exists() and not path.is_file()) or _is_stream(path):
             # A new file would take the place of the device itself.
             raise CannotWrite("is a device or a pipe, and a file is to be written there", where=path, do="name a file")
         temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
@@ -114,7 +125,8 @@ class Outputs:
 
     def text(self, path: Path, text: str) -> None:
         if not distributed.rank():
-            self.file(path).write(text.encode())
+            # A file's name in it need not be UTF-8.
+            self.file(path).write(text.encode(errors="backslashreplace"))
 
     def table(self, path: Path, rows: Iterable[Sequence[Any]]) -> None:
         """A CSV file, its heading the first row."""

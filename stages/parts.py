@@ -413,16 +413,21 @@ def _origin(split: Split, position: int) -> bytes:
         try:
             sample = split.load(position)
         except UserError as error:
-            return str(error).encode()
-        return repr(sample).encode() if isinstance(sample, str | tuple) else repr(sample.size).encode() + sample.tobytes()
+            return _bytes(str(error))
+        return _bytes(repr(sample)) if isinstance(sample, str | tuple) else _bytes(repr(sample.size)) + sample.tobytes()
     origin = split.origin(position)
     if isinstance(origin, str):
-        return origin.encode()
+        return _bytes(origin)
     try:
         found = origin.stat()
     except OSError:
-        return f"{origin}, which is not there".encode()
-    return f"{origin} {found.st_size} {found.st_mtime_ns}".encode()
+        return _bytes(f"{origin}, which is not there")
+    return _bytes(f"{origin} {found.st_size} {found.st_mtime_ns}")
+
+
+def _bytes(text: str) -> bytes:
+    """Of names that are no UTF-8, too."""
+    return text.encode(errors="surrogatepass")
 
 
 def described(thing: Any) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages import artifacts, models
-from stages.data import Split, open_image
+from stages.data import Split, open_image, unreadable_file
 from stages.data.folder import SUFFIXES
-from stages.data.table import ROWS
+from stages.data.table import ROWS, as_text
 from stages.encoding import compute_dtype, cut, encoded, head_tensors
 from stages.errors import BadData, Mismatch, MissingFile
 from stages.loading import attended
@@ -153,6 +153,8 @@ def _texts(
     """(the text, the text or pair of texts) of everything named, and how many empty lines are left out."""
     if any(not text.strip() for text in texts):
         raise BadData("is empty", where="option --text", do="give a text")
+    if any(as_text(text) is None for text in texts):
+        raise BadData("is no text in UTF-8", where="option --text", do="give a text in UTF-8")
     single = next((path for path in paths if path.suffix == ".txt"), "option --text" if texts else None)
     if second is not None and single is not None:
         raise BadData(
@@ -174,7 +176,7 @@ def _texts(
                 # By line ends alone: `splitlines` breaks at marks that a text may hold, too.
                 lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
             except (OSError, ValueError) as error:
-                raise BadData(f"cannot be read as text ({str(error).splitlines()[0]})", where=path) from error
+                raise unreadable_file(path, "text", error) from error
             held = [line for line in lines if line.strip()]
             found += [(line, line) for line in held]
             empty += len(lines) - len(held)

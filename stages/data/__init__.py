@@ -303,6 +303,23 @@ def open_text(path: Path, *, encoding: str = "utf-8", newline: str | None = None
     )
 
 
+def unreadable_file(path: Path, form: str, error: Exception) -> BadData:
+    """That a file, of this form by its name, cannot be read; where it is no UTF-8, in which line that shows."""
+    if not isinstance(error, UnicodeDecodeError):
+        return BadData(f"cannot be read as {form} ({str(error).splitlines()[0]})", where=path)
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        line = next((number for number, text in enumerate(file, start=1) if not _is_utf8(text)), 1)
+    return BadData(f"line {line} is no text in UTF-8", where=path, do="save the file as UTF-8")
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def read_csv(path: Path, columns: Mapping[str, str | None], *, do: str | None = None, quoted: bool = True) -> Table:
     """Some columns of a CSV file, or with `quoted=False` of a file with tabs and no quoting (GLUE's .tsv).
 
@@ -323,7 +340,9 @@ def read_csv(path: Path, columns: Mapping[str, str | None], *, do: str | None = 
         with warnings.catch_warnings():
             # A row longer than the header would lose its end, and with `usecols` without a word.
             warnings.simplefilter("error", pandas.errors.ParserWarning)
-            header = pandas.read_csv(path, nrows=0, **layout).columns.str.strip().tolist()
+            # As a row, for pandas numbers columns of one name.
+            first = pandas.read_csv(path, nrows=1, header=None, **layout)
+            header = [str(name).strip() for name in first.iloc[0]]
             if len(header) == 1 and header[0] not in columns and (marks := {";", "\t"} & set(header[0])):
                 told = "tabs" if "\t" in marks else "';'"
                 raise BadData(f"its first line has {told} and no comma", where=path, do="separate the columns by commas")
@@ -337,13 +356,15 @@ def read_csv(path: Path, columns: Mapping[str, str | None], *, do: str | None = 
         raise BadData("the first row has more fields than the header", where=path,
                       do='put texts with commas in "quotes"' if quoted else None) from error  # fmt: skip
     except UNREADABLE as error:
-        raise BadData(f"cannot be read as CSV ({str(error).splitlines()[0]})", where=path) from error
+        raise unreadable_file(path, "CSV", error) from error
     return Table(path, rows, csv_lines if quoted else 2)
 
 
 def check_columns(path: Path, header: Sequence[str], columns: Mapping[str, str | None]) -> None:
-    """Refuse a table that lacks one of the columns, each given with what would mend it."""
+    """Refuse a table that lacks one of the columns, each given with what would mend it, or has it twice."""
     for column, do in columns.items():
+        if header.count(column) > 1:
+            raise BadData(f"has {header.count(column)} columns '{column}'", where=path, do="rename or remove all but one")
         if column not in header:
             known = ", ".join(header[:20]) + (", ..." if len(header) > 20 else "")
             raise BadData(f"there is no column '{column}' (it has {known or 'none'})", where=path, do=do)

@@ -21,7 +21,7 @@ def read(split: str, *, root: str) -> Split:
     Images may lie deeper inside a class's folder; hidden files and files of other types are passed over.
 
     Raises:
-        BadData: no folder for the split, no class folders, no images.
+        BadData: no folder for the split, no class folders or one that is a link to nowhere, no images.
     """
     base = _find(Path(root), split)
     found = {path.name for other in SPLIT_NAMES for path in _classes(_find(Path(root), other, required=False))}
@@ -34,7 +34,8 @@ def read(split: str, *, root: str) -> Split:
         images = sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+            # A link that leads nowhere is an image that is missing, and told of when it is loaded.
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and (path.is_file() or _is_dead(path))
         )
         files += images
         labels += [names.index(folder.name)] * len(images)
@@ -64,7 +65,15 @@ def _find(root: Path, split: str, *, required: bool = True) -> Path:
 def _classes(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for path in there:
+        if _is_dead(path):
+            raise BadData("is a link that leads nowhere", where=path, do="bring its data here, or remove it")
+    return [path for path in there if path.is_dir()]
+
+
+def _is_dead(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _load(files: list[Path], position: int) -> "Image":

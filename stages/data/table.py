@@ -14,7 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from stages.data import SPLIT_NAMES, UNREADABLE, Split, Table, check_columns, joined, named, number, open_text, place_of
+from stages.data import (
+    SPLIT_NAMES,
+    UNREADABLE,
+    Split,
+    Table,
+    check_columns,
+    joined,
+    named,
+    number,
+    open_text,
+    place_of,
+    unreadable_file,
+)
 from stages.data import read_csv as _read_csv
 from stages.errors import BadData
 
@@ -168,7 +180,7 @@ def read_rows_jsonl(path: Path, columns: Mapping[str, str | None], *, do: str | 
     except FileNotFoundError as error:
         raise BadData("there is no such file", where=path, do=do) from error
     except UNREADABLE as error:
-        raise BadData(f"cannot be read as JSON lines ({error})", where=path) from error
+        raise unreadable_file(path, "JSON lines", error) from error
     check_columns(path, list(header), columns)
     # The lines are kept as they are counted; most often they are the rows themselves.
     known = 1 if lines == list(range(1, len(lines) + 1)) else partial(_known_lines, np.array(lines, dtype=np.int64))
@@ -215,7 +227,8 @@ def _as_text(path: Path, columns: Mapping[str, Sequence[Any]], lines: Any) -> Ta
 def as_text(value: Any) -> str | None:
     """A value as CSV has it: "1" for 1 and 1.0, "true", "false", nothing for null and NaN; None where CSV has no such."""
     if isinstance(value, str):
-        return value
+        # JSON may hold half of a surrogate pair, which is no text, and no tokenizer takes it.
+        return value if value.isascii() or value == value.encode(errors="ignore").decode() else None
     if value is None or value != value:
         return ""
     if isinstance(value, bool):

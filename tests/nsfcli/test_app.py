@@ -185,6 +185,26 @@ def test_an_unexpected_failure_is_one_line(nsf: Callable[..., Done], monkeypatch
 
 
 @pytest.mark.usefixtures("features")
+def test_a_name_that_is_no_utf8_is_named(nsf: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        "images/caf\udce9.png".encode()
+
+    monkeypatch.setattr("stages.identify.run", fail)
+    assert_one_sentence(nsf("identify"), r"'images/caf\udce9.png' is no text in UTF-8; rename the file, or mend the text.")
+
+
+def test_nothing_is_told_of_what_a_termination_tears_down(tmp_path: Path) -> None:
+    """PyTorch's loader raises when it is deleted after its processes."""
+    script = (
+        "from nsfcli.app import _terminated\n"
+        "class Loader:\n    def __del__(self): raise RuntimeError('worker is killed')\n"
+        "loader = Loader()\n_terminated(15, None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+
+
+@pytest.mark.usefixtures("features")
 def test_an_interruption_is_no_failure(nsf: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(**_: object) -> None:
         raise KeyboardInterrupt

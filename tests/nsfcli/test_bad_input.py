@@ -315,7 +315,7 @@ def test_a_tensor_is_wrong(what: str, refuse: Refuse) -> None:
 @pytest.mark.parametrize("command", ["identify", "neutralize", "eliminate", "update", "evaluate"])
 def test_every_command_checks_the_values_it_reads(command: str, refuse: Refuse, own_features: Callable[..., Path]) -> None:
     path = own_features("wrong", features=changed(FEATURES, 42, 0, to=torch.nan))
-    refuse(command, ["--features", path], "'features' holds NaN or infinity", "row 42")
+    refuse(command, ["--features", path], "'features' holds NaN, infinity or what is beyond float32", "row 42")
 
 
 @pytest.mark.parametrize("label", [10**12, 2**62])

@@ -360,10 +360,24 @@ def test_shards_are_watched(nsf: Nsf, tmp_path: Path) -> None:
     assert "Running stage 'identify'" in run_process("dvc", "repro", cwd=tmp_path, check=True).stdout
 
 
-def test_what_a_function_reads_is_said_to_be_unwatched(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("")
+@pytest.mark.parametrize("file", ["mine.py", "mine/__init__.py", None])
+def test_what_a_function_reads_is_said_to_be_unwatched(file: str | None, photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    if file is not None:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("")
     done = nsf("init", "--images", "photos", "--function", "mine:made")
-    assert done.code == 0 and "watches the file of mine:made; add what else it reads" in " ".join(done.stderr.split())
+    told = f"watches {file}; add what else mine:made reads" if file else "does not watch the code of mine:made, which is not"
+    assert done.code == 0 and f"dvc.yaml {told}" in " ".join(done.stderr.split())
+    deps = read_yaml(tmp_path / "dvc.yaml")["stages"]["extract"]["deps"]
+    assert [name for name in deps if "mine" in name] == [file] * (file is not None)
+
+
+def test_a_path_of_the_wrong_kind(nsf: Nsf, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    save_file(planted(), tmp_path / "val.safetensors")
+    assert_one_sentence(nsf("init", "file", "--features", tmp_path / "val.safetensors"), "file: is no folder; name another")
+    assert_one_sentence(nsf("init", "--features", "folder"), "folder: is a folder; name a file")
 
 
 @pytest.mark.parametrize(

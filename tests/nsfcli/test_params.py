@@ -1,5 +1,6 @@
 """params.yaml and the options beside it: what is read, which one wins, and what a mistake is told."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,18 @@ def test_a_key_that_is_no_text_and_a_format_that_is_a_list(text: str) -> None:
 def test_a_named_file_is_missing() -> None:
     with pytest.raises(MissingFile, match=r"^nowhere\.yaml: .*--params\.$"):
         load("eliminate", {}, Path("nowhere.yaml"))
+
+
+def test_a_link_that_leads_nowhere_is_no_missing_file(folder: Path) -> None:
+    (folder / "params.yaml").symlink_to("nowhere.yaml")
+    refuse("eliminate", None, "params.yaml: cannot be read (No such file or directory)")
+
+
+def test_a_pipe_is_read_by_no_one(folder: Path) -> None:
+    """What starts the processes of a stage has read it before the stage does."""
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(BadParameter, match=r"^pipe: is a pipe, and can be read only once; name a file\.$"):
+        load("eliminate", {}, Path("pipe"))
 
 
 def test_a_folder_is_no_file(folder: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from stages import distributed
 from stages.artifacts import Metadata, read
 from stages.errors import BadValues, CannotWrite
 from stages.outputs import Outputs, named_in, outputs
-from tests.conftest import leftovers
+from tests.conftest import REPOSITORY, leftovers
 
 HEAD = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
 
@@ -135,6 +136,32 @@ def test_a_type_that_safetensors_does_not_know(tmp_path: Path) -> None:
     with refused, outputs() as files:
         files.tensors(tmp_path / "m", {"w": torch.zeros(2, dtype=torch.complex128)}, Metadata())
     assert leftovers(tmp_path) == []
+
+
+def test_what_a_process_has_open_is_no_output(tmp_path: Path) -> None:
+    """Were a link such as /dev/stdout replaced, it would be gone for every process."""
+    script = (
+        "import sys; from pathlib import Path; from stages.outputs import outputs\n"
+        "with outputs() as files: files.check(Path(sys.argv[1]))"
+    )
+    (tmp_path / "link").symlink_to("/proc/self/fd/1")
+    for path in (tmp_path / "link", "/proc/self/fd/1"):
+        with (tmp_path / "printed").open("wb") as printed:
+            command = [sys.executable, "-c", script, str(path)]
+            done = subprocess.run(command, stdout=printed, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+        assert "is a device or a pipe, and a file is to be written there; name a file" in done.stderr
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "cached").symlink_to("old")
+    with outputs() as files:
+        files.text(tmp_path / "cached", "new")
+    assert not (tmp_path / "cached").is_symlink() and (tmp_path / "old").read_text() == "old"
+
+
+def test_names_that_are_no_utf8_in_a_file(tmp_path: Path) -> None:
+    with outputs() as files:
+        files.table(tmp_path / "t.csv", [["caf\udce9.png", "cat"]])
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8") == "caf\\udce9.png,cat\n"
 
 
 def test_an_output_is_checked_before_the_work(tmp_path: Path) -> None:

@@ -45,6 +45,19 @@ def test_other_files_hidden_files_and_deeper_folders(tree: Path) -> None:
     assert split.load(3).mode == "RGB" and split.locate(3).endswith("deeper/é.png")
 
 
+def test_a_link_that_leads_nowhere_is_no_file_of_another_type(tree: Path) -> None:
+    """As git-annex and DVC leave them where the data has not been fetched."""
+    (tree / "test/cat/1.jpg").unlink()
+    (tree / "test/cat/1.jpg").symlink_to(tree / "nowhere.jpg")
+    split = open_split("test", format="folder", root=str(tree))
+    assert len(split) == 5
+    with pytest.raises(BadData, match=r"cat/1\.jpg: there is no such image"):
+        split.load(1)
+    (tree / "test/emu").symlink_to(tree / "nowhere")
+    with pytest.raises(BadData, match=r"test/emu: is a link that leads nowhere; bring its data here"):
+        open_split("test", format="folder", root=str(tree))
+
+
 def test_what_is_missing(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"there is no folder for the val split; name it one of val, valid, validation"):
         open_split("val", format="folder", root=str(tree / "train"))

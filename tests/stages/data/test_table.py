@@ -160,6 +160,24 @@ def test_bom_spaces_in_the_header_and_windows_line_ends(tmp_path: Path) -> None:
     assert [val.load(0), val.load(1)] == ["„Größe“ — 漢字", "NA"] and val.labels.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("header", ["text,label,split,text", "text,label,split, text"])
+def test_a_column_that_is_there_twice(header: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"{header},,\na,1,val,b,,\n")
+    with pytest.raises(BadData, match=r"t\.csv: has 2 columns 'text'; rename or remove all but one"):
+        open_split("val", format="csv", file=str(tmp_path / "t.csv"), text_column="text")
+    (tmp_path / "t.csv").write_text("text,label,split,other,other\na,1,val,b,c\n")
+    assert open_split("val", format="csv", file=str(tmp_path / "t.csv"), text_column="text").load(0) == "a"
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.jsonl"])
+def test_the_line_that_is_no_utf8_is_told(name: str, tmp_path: Path) -> None:
+    rows = ['{"text": "a"}', '{"text": "caf\xe9"}'] if "jsonl" in name else ["text,label,split", "a,1,val", "caf\xe9,0,val"]
+    content = "\n".join(rows).encode("latin-1")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(BadData, match=rf"{name}: line {len(rows)} is no text in UTF-8; save the file as UTF-8"):
+        open_split("val", format=name.split(".")[1], file=str(tmp_path / name), text_column="text")
+
+
 def test_a_missing_image_is_named_when_it_is_loaded_and_a_wrong_root_at_once(table: Table) -> None:
     path = table(*(f"{n}.png,0,val" for n in range(103)))
     (path.parent / "7.png").unlink()
@@ -290,7 +308,8 @@ def test_images_from_json_lines(tmp_path: Path) -> None:
         ('{"text": "a", "split": "val"}\n', r"there is no column 'label' \(it has text, split\); set data.label_column"),
         ('{"text": "a", "label": 1, "split": "val"}\n\n{"text": "a", "split": "val"}', r"line 3, column 'label': '' is not"),
         ("", r"there is no column 'text' \(it has none\)"),
-        (b"\xff\xfe", "cannot be read as JSON lines"),
+        (b"\xff\xfe", "line 1 is no text in UTF-8; save the file as UTF-8"),
+        ('{"text": "bad \\ud800", "label": 1, "split": "val"}\n', r"line 1, column 'text': 'bad \\ud800' is not text"),
     ],
 )
 def test_json_lines_that_cannot_be_used(content: str | bytes, words: str, tmp_path: Path) -> None:
