@@ -150,6 +150,9 @@ def init(
     for name in texts:
         if (folder / name).exists() and not force:
             raise CannotWrite("is there already", where=folder / name, do="use --force to overwrite it, or another folder")
+    for text in texts.values():
+        # A path in it that is no UTF-8 could not be found again: told by nsfcli.app, before anything is made.
+        text.encode()
     made = _version_control(folder)
     written = [*_write(folder, texts), *made]
     if sections.get("model", {}).get("source") == "callable":

@@ -378,6 +378,11 @@ def test_a_path_of_the_wrong_kind(nsf: Nsf, tmp_path: Path) -> None:
     save_file(planted(), tmp_path / "val.safetensors")
     assert_one_sentence(nsf("init", "file", "--features", tmp_path / "val.safetensors"), "file: is no folder; name another")
     assert_one_sentence(nsf("init", "--features", "folder"), "folder: is a folder; name a file")
+    save_file(planted(), tmp_path / "caf\udce9.safetensors")
+    assert_one_sentence(
+        nsf("init", "new", "--features", "../caf\udce9.safetensors"), r"caf\udce9.safetensors", "no text in UTF-8"
+    )
+    assert not Path("new").exists()
 
 
 @pytest.mark.parametrize(
