@@ -58,6 +58,10 @@ LEAST_FOUND_SHARE = 0.01
 # something that the model does not use.
 CALIBRATED = (0.7, 1.4)
 LEAST_UNUSED = 0.045
+# And, of two classes and a base head that is not too sure of itself, if plain retraining gains so many nats for each of the
+# base head's errors: it mends what the minority is told by, be it that the split couples something that the model does not
+# use, or that it couples what the model leans on a little, and no more. The minority found is then the hard part of either.
+MENDED = 0.5
 # What the base head's logits are tried times, so that their scale alone gains nothing.
 SCALES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3)
 # Samples that a class must have for its accuracy to count in *better* and *neglected*, and for heads that no pseudo-groups
@@ -70,8 +74,8 @@ TOO_SURE = 1.55
 # flipped labels or the overconfidence of a network that has been trained for long come to.
 FAR_TOO_SURE = 3.0
 MUCH_UNUSED = 0.1
-# A new head is worse on the training split where its class-balanced accuracy there is lower by this than the base head's,
-# and than its own on the validation split.
+# A new head is worse on the training split where its class-balanced accuracy there is lower by this, or by all that the
+# base head errs on the validation split, than the base head's, and than its own on the validation split.
 MOST_LOST = 0.05
 # A base head neglects a class where other biases alone, for which every class weighs the same, are so much better at its
 # worst class.
@@ -100,6 +104,7 @@ class Evidence:
             of fold, on the validation split, whichever is lower; None where no training split is given, or no base head.
         given_up: whether the new head has fewer samples right than the base head, out of fold, of a class too small for
             *better*.
+        wrong: class-balanced share of errors of the base head; None where *better* is.
     """
 
     mirror: float | None = None
@@ -115,6 +120,7 @@ class Evidence:
     lost: float | None = None
     given_up: bool = False
     neglected: float | None = None
+    wrong: float | None = None
 
     def plainly_shared(self) -> bool:
         """Whether one class's minority tells where another's lies."""
@@ -143,13 +149,22 @@ class Evidence:
             return False
         return CALIBRATED[0] <= self.errors <= CALIBRATED[1] and self.unused >= LEAST_UNUSED
 
+    def mended(self) -> bool:
+        """Whether plain retraining mends what the minority is told by."""
+        if self.classes > 2 or self.plainly_shared() or self.plainly_better():
+            return False
+        if self.errors is None or self.unused is None or not self.wrong:
+            return False
+        return self.errors < TOO_SURE and self.unused >= MENDED * self.wrong
+
     def worse_in_training(self) -> bool:
         """Whether the new head leans on what goes with the class in the validation split, and not in the training split.
 
         A model's features tell the classes of its training samples apart the better, so that a head is as good there as on
         other samples of their kind; what it loses there it had from what the two splits do not share.
         """
-        return self.lost is not None and self.lost >= MOST_LOST
+        most = MOST_LOST if self.wrong is None else min(MOST_LOST, self.wrong)
+        return self.lost is not None and self.lost > 0 and self.lost >= most
 
     def loss(self) -> str:
         """What is lost on the training split, in words."""
@@ -230,6 +245,8 @@ class Evidence:
             return self.loss()
         if self.split_alone():
             return "in the validation split an attribute goes with the class, and the model does not seem to use it"
+        if self.mended():
+            return "plain retraining alone mends the base head, so that the minority may be no spurious attribute's"
         return "the new head is worse at a class that has few validation samples" if self.given_up else None
 
 
@@ -262,7 +279,7 @@ def weigh(
     minority = attributes != labels
     centroids = group_means(features, labels, classes)
     completed = assess(features, labels, Identified(centroids, attributes, minority))
-    recovered = gained = better = errors = unused = None
+    recovered = gained = better = wrong = errors = unused = None
     given_up = False
     if bool(minority.any()) and not bool(minority.all()):
         recovered = float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
@@ -275,6 +292,7 @@ def weigh(
         else:
             weights = balanced(labels, classes).double()
             better = float(weights[new.right].sum() - weights[before].sum())
+            wrong = 1 - float(weights[before].sum())
     if known is not None:
         errors, unused = known.errors, known.unused
     return Evidence(
@@ -283,6 +301,7 @@ def weigh(
         gained=gained,
         shared=new.shared,
         better=better,
+        wrong=wrong,
         errors=errors,
         unused=unused,
         classes=classes,

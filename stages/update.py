@@ -237,6 +237,7 @@ def _numbers(evidence: Evidence) -> dict[str, float | None]:
         "gained": evidence.gained,
         "shared": evidence.shared,
         "better": evidence.better,
+        "wrong": evidence.wrong,
         "errors": evidence.errors,
         "unused": evidence.unused,
         "lost": evidence.lost,

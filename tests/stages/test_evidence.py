@@ -202,6 +202,57 @@ def test_what_a_repair_lacks_is_told(evidence: Evidence, short: str | None) -> N
     assert evidence.against(Verdict(BIASED, -0.3, [])) == f"cross-validation shows no reliable gain{told}"
 
 
+MENDED = Evidence(-0.9, 0.9, 0.5, -1.0, 0.0, 1.4, 0.02, wrong=0.04)
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({}, True),
+        ({"unused": 0.019}, False),
+        ({"wrong": 0.041}, False),
+        ({"errors": 1.55}, False),  # too sure: what it leans on has come apart from the classes
+        ({"shared": 4.0}, False),  # plainly a spurious attribute
+        ({"better": 0.1}, False),  # or plainly better
+        ({"classes": 3, "better": 0.0}, False),
+        ({"wrong": None}, False),
+        ({"wrong": 0.0}, False),
+    ],
+)
+def test_what_plain_retraining_mends_needs_no_minority(changed: dict[str, float | None], kept: bool) -> None:
+    against = replace(MENDED, **changed).against(Verdict(BIASED, -0.9, []))  # type: ignore[arg-type]
+    assert (
+        against == "plain retraining alone mends the base head, so that the minority may be no spurious attribute's"
+    ) is kept
+    assert (against is None) is not kept
+
+
+@pytest.mark.parametrize(
+    ("lost", "wrong", "worse"),
+    [
+        (0.02, 0.02, True),
+        (0.02, 0.021, False),
+        (0.05, 0.3, True),
+        (0.049, None, False),
+        (0.0, 0.0, False),
+        (0.001, 0.0, True),
+    ],
+)
+def test_what_is_much_on_the_training_split_is_what_the_base_head_errs(lost: float, wrong: float, worse: bool) -> None:
+    assert Evidence(lost=lost, wrong=wrong).worse_in_training() is worse
+
+
+def test_the_base_head_s_errors_count_every_class_alike() -> None:
+    features, labels, attributes = spurious(1200, bias=0.9)
+    kept = (labels == 0) | (torch.arange(1200) < 400)
+    features, labels, attributes = features[kept], labels[kept], attributes[kept]
+    base = biased_head()
+    new = group_balanced(features, labels, attributes, classes=2, scaling=moments(features))
+    right = predict(features, *base) == labels
+    expected = 1 - sum(float(right[labels == index].double().mean()) for index in (0, 1)) / 2
+    assert weigh(features, labels, labels, new, base, classes=2).wrong == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("few", [LEAST_OF_CLASS, LEAST_OF_CLASS - 1])
 def test_a_class_of_a_handful_has_no_say_on_the_training_split(few: int) -> None:
     features, labels, _ = spurious(600, classes=3)
