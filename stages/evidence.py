@@ -61,7 +61,7 @@ LEAST_UNUSED = 0.045
 # And, of two classes and a base head that is not too sure of itself, if plain retraining gains so many nats for each of the
 # base head's errors: it mends what the minority is told by, be it that the split couples something that the model does not
 # use, or that it couples what the model leans on a little, and no more. The minority found is then the hard part of either.
-MENDED = 0.5
+MENDED = 0.4
 # What the base head's logits are tried times, so that their scale alone gains nothing.
 SCALES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3)
 # Samples that a class must have for its accuracy to count in *better* and *neglected*, and for heads that no pseudo-groups
