@@ -140,20 +140,17 @@ class Group(TyperGroup):
             # Whoever read our stdout has stopped reading: nothing to tell.
             forget_stdout()
             raise typer.Exit(EXIT_PIPE_CLOSED) from error
-        except UnicodeEncodeError as error:
-            settings = ctx.obj
-            if settings is None or settings.debug:
-                raise
-            shown = error.object[max(0, error.start - 60) : error.end + 20]
-            Console().error(f"{shown!r} is no text in UTF-8; rename the file, or mend the text.")
-            raise typer.Exit(EXIT_USER_ERROR) from error
         except Exception as error:
             # Typer's and Click's own exceptions know how to show themselves.
             settings = ctx.obj
             if type(error).__module__.startswith("typer") or settings is None or settings.debug:
                 raise
-            text = " ".join(str(error).split())
-            Console().error(f"unexpected failure ({type(error).__name__}: {text}); --debug shows where.")
+            if isinstance(error, UnicodeEncodeError):
+                shown = error.object[max(0, error.start - 60) : error.end + 20]
+                Console().error(f"{shown!r} is no text in UTF-8; rename the file, or mend the text.")
+            else:
+                text = " ".join(str(error).split())
+                Console().error(f"unexpected failure ({type(error).__name__}: {text}); --debug shows where.")
             raise typer.Exit(EXIT_USER_ERROR) from error
 
 

@@ -102,7 +102,8 @@ def check_train_features(train_features: Path | None, head: Path | None) -> None
         raise BadParameter("compares the new head with the base head", where="option --train-features", do=do)
 
 
-def _option(help: str) -> object:
+def file_option(help: str) -> object:
+    """How an option that names a file is shown."""
     return typer.Option(help=help, metavar="FILE", rich_help_panel="Files")
 
 
@@ -115,18 +116,18 @@ ModelOption = Annotated[
     ),
 ]
 FeaturesOption = Annotated[
-    Path, _option("Features to read: a safetensors file with `features` (n,d) and `labels` (n,), from any program.")
+    Path, file_option("Features to read: a safetensors file with `features` (n,d) and `labels` (n,), from any program.")
 ]
 HeadOption = Annotated[
     Path | None,
-    _option(
+    file_option(
         "The base linear head: safetensors with `weight` (C,d), `bias` (C,); default: artifacts/head.safetensors "
         "for features at the standard path, none for others."
     ),
 ]
-IdentifyOption = Annotated[Path, _option("What `nsf identify` wrote.")]
-NeutralizeOption = Annotated[Path, _option("What `nsf neutralize` wrote.")]
-EliminateOption = Annotated[Path, _option("What `nsf eliminate` wrote.")]
-UpdateOption = Annotated[Path, _option("What `nsf update` wrote.")]
-OutOption = Annotated[Path, _option("The artifact to write.")]
-MetricsOption = Annotated[Path, _option("Accuracies as JSON.")]
+IdentifyOption = Annotated[Path, file_option("What `nsf identify` wrote.")]
+NeutralizeOption = Annotated[Path, file_option("What `nsf neutralize` wrote.")]
+EliminateOption = Annotated[Path, file_option("What `nsf eliminate` wrote.")]
+UpdateOption = Annotated[Path, file_option("What `nsf update` wrote.")]
+OutOption = Annotated[Path, file_option("The artifact to write.")]
+MetricsOption = Annotated[Path, file_option("Accuracies as JSON.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nsfcli import params
-from nsfcli.command import COMPARISON, COMPARISON_TABLE, HEAD, TEST, VAL, FeaturesOption, Settings
+from nsfcli.command import COMPARISON, COMPARISON_TABLE, HEAD, TEST, VAL, FeaturesOption, Settings, file_option
 from nsfcli.console import Console, Table
 
 
@@ -16,29 +16,17 @@ from nsfcli.console import Console, Table
 def compare(
     ctx: typer.Context,
     features: FeaturesOption = VAL,
-    test: Annotated[
-        Path, typer.Option(help="Features of the test split, to score on.", metavar="FILE", rich_help_panel="Files")
-    ] = TEST,
+    test: Annotated[Path, file_option("Features of the test split, to score on.")] = TEST,
     head: Annotated[
         Path,
-        typer.Option(
-            help="The base linear head: safetensors with `weight` (C,d), `bias` (C,).",
-            metavar="FILE",
-            rich_help_panel="Files",
-        ),
+        file_option("The base linear head: safetensors with `weight` (C,d), `bias` (C,)."),
     ] = HEAD,
     train_features: Annotated[
         Path | None,
-        typer.Option(
-            help="Of method auto: features of the training split, as `nsf update` has them.",
-            metavar="FILE",
-            rich_help_panel="Files",
-        ),
+        file_option("Of method auto: features of the training split, as `nsf update` has them."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The comparison as JSON.", metavar="FILE", rich_help_panel="Files")] = COMPARISON,
-    csv: Annotated[
-        Path, typer.Option(help="The same as CSV, a line a row.", metavar="FILE", rich_help_panel="Files")
-    ] = COMPARISON_TABLE,
+    out: Annotated[Path, file_option("The comparison as JSON.")] = COMPARISON,
+    csv: Annotated[Path, file_option("The same as CSV, a line a row.")] = COMPARISON_TABLE,
     **overrides: str | None,
 ) -> None:
     """NSF beside the baselines on the same features: worst-group and mean accuracy over several seeds.

@@ -18,6 +18,7 @@ from nsfcli.command import (
     Settings,
     UpdateOption,
     base_head,
+    file_option,
 )
 from nsfcli.metrics import show
 
@@ -32,11 +33,7 @@ def evaluate(
     metrics: MetricsOption = METRICS,
     groups: Annotated[
         Path | None,
-        typer.Option(
-            help="Each group's accuracy as CSV, for `dvc plots`; the pipeline writes metrics/groups.csv.",
-            metavar="FILE",
-            rich_help_panel="Files",
-        ),
+        file_option("Each group's accuracy as CSV, for `dvc plots`; the pipeline writes metrics/groups.csv."),
     ] = None,
     **overrides: str | None,
 ) -> None:

@@ -6,24 +6,18 @@ from typing import Annotated
 import typer
 
 from nsfcli import params
-from nsfcli.command import EXPORT, HEAD, METRICS, MODEL, UPDATE, ModelOption, Settings, UpdateOption, trained
+from nsfcli.command import EXPORT, HEAD, METRICS, MODEL, UPDATE, ModelOption, Settings, UpdateOption, file_option, trained
 
 
 @params.options("model")
 def export(
     ctx: typer.Context,
     model: ModelOption = MODEL,
-    head: Annotated[
-        Path, typer.Option(help="The head that `nsf extract` wrote.", metavar="FILE", rich_help_panel="Files")
-    ] = HEAD,
+    head: Annotated[Path, file_option("The head that `nsf extract` wrote.")] = HEAD,
     update: UpdateOption = UPDATE,
     metrics: Annotated[
         Path | None,
-        typer.Option(
-            help="Accuracies for the model card; default: metrics/evaluate.json where it is there.",
-            metavar="FILE",
-            rich_help_panel="Files",
-        ),
+        file_option("Accuracies for the model card; default: metrics/evaluate.json where it is there."),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder to write.", metavar="DIR", rich_help_panel="Files")] = EXPORT,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too (pip install 'nsf\\[onnx]').")] = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nsfcli import params
-from nsfcli.command import MODEL, UPDATE, ModelOption, Settings, UpdateOption, trained
+from nsfcli.command import MODEL, UPDATE, ModelOption, Settings, UpdateOption, file_option, trained
 from nsfcli.console import Table
 
 # Rows shown on the terminal; --out and --json have them all.
@@ -31,9 +31,7 @@ def predict(
     ] = None,
     model: ModelOption = MODEL,
     update: UpdateOption = UPDATE,
-    out: Annotated[
-        Path | None, typer.Option(help="All probabilities as CSV.", metavar="FILE", rich_help_panel="Files")
-    ] = None,
+    out: Annotated[Path | None, file_option("All probabilities as CSV.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples a forward pass.", min=1)] = 64,
     **overrides: str | None,
 ) -> None:

@@ -22,6 +22,7 @@ from nsfcli.command import (
     Settings,
     base_head,
     check_train_features,
+    file_option,
 )
 
 # The parameters that each solver reads.
@@ -40,11 +41,9 @@ def update(
     head: HeadOption = None,
     train_features: Annotated[
         Path | None,
-        typer.Option(
-            help="Of solver auto: features of the training split. A new head that is worse there than the base head, and "
-            "than on the validation split, is not written; nothing is fitted to them.",
-            metavar="FILE",
-            rich_help_panel="Files",
+        file_option(
+            "Of solver auto: features of the training split. A new head that is worse there than the base head, and "
+            "than on the validation split, is not written; nothing is fitted to them."
         ),
     ] = None,
     out: OutOption = UPDATE,

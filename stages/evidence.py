@@ -233,10 +233,6 @@ class Evidence:
             return LEAST_RECOVERED_SHARED
         return LEAST_RECOVERED_DEAR if self.classes == 2 and self.dear() else LEAST_RECOVERED
 
-    def carries(self, verdict: Verdict) -> bool:
-        """Whether a repair under this verdict is worth its risk."""
-        return self.lacks(verdict) is None
-
     def against(self, verdict: Verdict) -> str | None:
         """Why the base head is to be kept under a verdict of "biased", in words; None where nothing speaks for that."""
         if (lacking := self.lacks(verdict)) is not None:

@@ -443,11 +443,10 @@ def code(*things: Any) -> str:
     files: set[str] = set()
     modules: list[Any] = []
     for thing in (each for outer in things for each in _within(outer)):
-        known = thing if inspect.isroutine(thing) or inspect.ismodule(thing) or inspect.isclass(thing) else type(thing)
-        modules.append(_module(known))
+        modules.append(_module(thing))
         # What is built in, or was typed at a prompt, has no file.
         with suppress(TypeError, OSError):
-            files.add(inspect.getsourcefile(known) or "")
+            files.add(inspect.getsourcefile(_defined(thing)) or "")
     digest = hashlib.sha256()
     for file in sorted((files | _own_files(modules)) - {""}):
         with suppress(OSError):
@@ -455,12 +454,17 @@ def code(*things: Any) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def _defined(thing: Any) -> Any:
+    """What source defines: a function, module or class as it is, and of any other object its class."""
+    return thing if inspect.isroutine(thing) or inspect.ismodule(thing) or inspect.isclass(thing) else type(thing)
+
+
 def _module(thing: Any) -> Any:
     """The module that a thing is of; None where it says none that is loaded."""
-    if inspect.ismodule(thing):
-        return thing
-    # The class's name, for an object: one with a __getattr__ of its own may say anything.
-    name = getattr(thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing), "__module__", None)
+    known = _defined(thing)
+    if inspect.ismodule(known):
+        return known
+    name = getattr(known, "__module__", None)
     return sys.modules.get(name) if isinstance(name, str) else None
 
 

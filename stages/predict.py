@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages import artifacts, models
-from stages.data import Split, open_image, unreadable_file
+from stages.data import Split, is_utf8, open_image, unreadable_file
 from stages.data.folder import SUFFIXES
-from stages.data.table import ROWS, as_text
+from stages.data.table import ROWS
 from stages.encoding import compute_dtype, cut, encoded, head_tensors
 from stages.errors import BadData, Mismatch, MissingFile
 from stages.loading import attended
@@ -153,7 +153,7 @@ def _texts(
     """(the text, the text or pair of texts) of everything named, and how many empty lines are left out."""
     if any(not text.strip() for text in texts):
         raise BadData("is empty", where="option --text", do="give a text")
-    if any(as_text(text) is None for text in texts):
+    if not all(map(is_utf8, texts)):
         raise BadData("is no text in UTF-8", where="option --text", do="give a text in UTF-8")
     single = next((path for path in paths if path.suffix == ".txt"), "option --text" if texts else None)
     if second is not None and single is not None:

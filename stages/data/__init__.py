@@ -293,13 +293,13 @@ PART = 10_000
 UNREADABLE = (OSError, ValueError, EOFError, zlib.error)
 
 
-def open_text(path: Path, *, encoding: str = "utf-8", newline: str | None = None) -> IO[str]:
+def open_text(path: Path, *, encoding: str = "utf-8", errors: str = "strict", newline: str | None = None) -> IO[str]:
     """A file to read text from, unpacked where its name ends in .gz."""
     packed = path.suffix == ".gz"
     return (
-        gzip.open(path, "rt", encoding=encoding, newline=newline)
+        gzip.open(path, "rt", encoding=encoding, errors=errors, newline=newline)
         if packed
-        else path.open(encoding=encoding, newline=newline)
+        else path.open(encoding=encoding, errors=errors, newline=newline)
     )
 
 
@@ -307,17 +307,14 @@ def unreadable_file(path: Path, form: str, error: Exception) -> BadData:
     """That a file, of this form by its name, cannot be read; where it is no UTF-8, in which line that shows."""
     if not isinstance(error, UnicodeDecodeError):
         return BadData(f"cannot be read as {form} ({str(error).splitlines()[0]})", where=path)
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        line = next((number for number, text in enumerate(file, start=1) if not _is_utf8(text)), 1)
+    with open_text(path, errors="surrogateescape", newline="\n") as file:
+        line = next((number for number, text in enumerate(file, start=1) if not is_utf8(text)), 1)
     return BadData(f"line {line} is no text in UTF-8", where=path, do="save the file as UTF-8")
 
 
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text: it has no half of a surrogate pair, nor stands one for a byte that is no UTF-8."""
+    return text.isascii() or text == text.encode(errors="ignore").decode()
 
 
 def read_csv(path: Path, columns: Mapping[str, str | None], *, do: str | None = None, quoted: bool = True) -> Table:

@@ -20,6 +20,7 @@ from stages.data import (
     Split,
     Table,
     check_columns,
+    is_utf8,
     joined,
     named,
     number,
@@ -228,7 +229,7 @@ def as_text(value: Any) -> str | None:
     """A value as CSV has it: "1" for 1 and 1.0, "true", "false", nothing for null and NaN; None where CSV has no such."""
     if isinstance(value, str):
         # JSON may hold half of a surrogate pair, which is no text, and no tokenizer takes it.
-        return value if value.isascii() or value == value.encode(errors="ignore").decode() else None
+        return value if is_utf8(value) else None
     if value is None or value != value:
         return ""
     if isinstance(value, bool):

@@ -149,7 +149,7 @@ def test_an_unbiased_model_is_kept_where_the_split_alone_is_biased(bias: float) 
         == forced.doubt
         == "in the validation split an attribute goes with the class, and the model does not seem to use it"
     )
-    assert kept.evidence is not None and kept.evidence.carries(kept.verdict) and kept.verdict.bias == BIASED
+    assert kept.evidence is not None and kept.evidence.lacks(kept.verdict) is None and kept.verdict.bias == BIASED
     assert 0.8 < kept.evidence.errors < 1.2 and torch.equal(kept.weight, base[0])  # type: ignore[operator]
     features, labels, attributes = soft(4000, bias=0.5, seed=3)
     worst = [

@@ -30,9 +30,9 @@ def test_a_head_that_is_plainly_better_is_carried() -> None:
     gains = [float(new.right[labels == y].double().mean() - right[labels == y].double().mean()) for y in (0, 1)]
     assert evidence.better == pytest.approx(sum(gains) / 2, abs=1e-6) and evidence.better > 0.3
     told = Verdict(CANNOT_TELL, None, [])
-    assert evidence.tells(told) and evidence.carries(told)
+    assert evidence.tells(told) and evidence.lacks(told) is None
     nothing = replace(evidence, mirror=None, better=0.05)
-    assert not nothing.tells(told) and not nothing.carries(told)
+    assert not nothing.tells(told) and nothing.lacks(told) is not None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_head_that_is_plainly_better_is_carried() -> None:
     ],
 )
 def test_what_carries_a_repair(evidence: Evidence, carried: bool) -> None:
-    assert evidence.carries(Verdict(BIASED, -0.4, [])) == carried
+    assert (evidence.lacks(Verdict(BIASED, -0.4, [])) is None) == carried
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_carries_a_repair(evidence: Evidence, carried: bool) -> None:
     ],
 )
 def test_what_carries_a_repair_of_more_than_two_classes(evidence: Evidence, carried: bool) -> None:
-    assert replace(evidence, classes=3).carries(Verdict(BIASED, -0.4, [])) == carried
+    assert (replace(evidence, classes=3).lacks(Verdict(BIASED, -0.4, [])) is None) == carried
 
 
 def test_a_base_head_that_is_too_sure_tells_where_the_verdict_cannot() -> None:
@@ -176,9 +176,9 @@ def test_a_handful_carries_no_repair_of_more_than_two_classes(
 ) -> None:
     evidence = Evidence(-0.9, 0.9, 0.2, -1.0, 0.0, classes=classes, found=found, samples=samples)
     verdict = Verdict(BIASED, -0.6, [])
-    assert evidence.carries(verdict) is carried
+    assert (evidence.lacks(verdict) is None) is carried
     assert evidence.against(verdict) == (None if carried else "29 minority samples are too few to repair 3 classes by")
-    assert replace(evidence, better=0.1).carries(verdict), "plainly better needs no minority"
+    assert replace(evidence, better=0.1).lacks(verdict) is None, "plainly better needs no minority"
 
 
 @pytest.mark.parametrize(
@@ -278,4 +278,4 @@ def test_a_head_that_is_worse_on_the_training_split(lost: float | None, kept: bo
     carried = Evidence(-0.9, 0.9, 0.5, 9.0, 0.3, lost=lost)
     against = carried.against(Verdict(BIASED, -0.9, []))
     words = "its accuracy is 0.05 lower on the training split, which lacks the validation split's bias"
-    assert carried.carries(Verdict(BIASED, -0.9, [])) and against == (words if kept else None)
+    assert carried.lacks(Verdict(BIASED, -0.9, [])) is None and against == (words if kept else None)
