@@ -6,6 +6,7 @@ one that was made from anything else than what is there now is made again. manif
 A segment's bytes depend on its own batches alone: not on what was resumed, nor on how many processes share the segments.
 """
 
+import ast
 import errno
 import hashlib
 import inspect
@@ -21,6 +22,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.machinery import PathFinder
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -438,10 +441,10 @@ def described(thing: Any) -> str:
 def code(*things: Any) -> str:
     """SHA-256 of the source files that define these functions, objects and modules, and all that they hold.
 
-    With them go those of the modules, neither installed nor nsf's own, that their modules have imported, at any depth.
+    With them go those of the modules, neither installed nor nsf's own, that their modules import, at any depth.
     """
     files: set[str] = set()
-    modules: list[Any] = []
+    modules: list[str] = []
     for thing in (each for outer in things for each in _within(outer)):
         modules.append(_module(thing))
         # What is built in, or was typed at a prompt, has no file.
@@ -459,32 +462,63 @@ def _defined(thing: Any) -> Any:
     return thing if inspect.isroutine(thing) or inspect.ismodule(thing) or inspect.isclass(thing) else type(thing)
 
 
-def _module(thing: Any) -> Any:
-    """The module that a thing is of; None where it says none that is loaded."""
+def _module(thing: Any) -> str:
+    """The name of the module that a thing is of; nothing where it says none."""
     known = _defined(thing)
-    if inspect.ismodule(known):
-        return known
-    name = getattr(known, "__module__", None)
-    return sys.modules.get(name) if isinstance(name, str) else None
+    name = getattr(known, "__name__" if inspect.ismodule(known) else "__module__", None)
+    return name if isinstance(name, str) else ""
 
 
-def _own_files(modules: Sequence[Any]) -> set[str]:
-    """The files of these modules and of all that they have imported, but for what is installed and nsf itself."""
+def _own_files(modules: Sequence[str]) -> set[str]:
+    """The files of these modules and of all that they import, but for what is installed and nsf itself."""
     standard, files = Path(sysconfig.get_path("stdlib")), set()
-    waiting = list(modules)
+    waiting, seen = list(modules), {""}
     while waiting:
-        module = waiting.pop()
-        file = getattr(module, "__file__", None)
-        if not file or file in files or module.__name__.partition(".")[0] in ("stages", "nsfcli"):
+        name = waiting.pop()
+        if name in seen or name.partition(".")[0] in ("stages", "nsfcli"):
             continue
+        seen.add(name)
+        file = _file_of(name)
         # Debian's own are in dist-packages.
-        if Path(file).is_relative_to(standard) or {"site-packages", "dist-packages"} & {*Path(file).parts}:
+        installed = {"site-packages", "dist-packages"} & {*Path(file).parts}
+        if not file or installed or Path(file).is_relative_to(standard):
             continue
         files.add(file)
-        # Its package has run before it.
-        waiting.append(sys.modules.get(module.__name__.rpartition(".")[0]))
-        waiting += [_module(value) for value in list(vars(module).values())]
+        package = name.rpartition(".")[0]
+        # Its package runs before it.
+        waiting += [package, *_imported(file, name if Path(file).stem == "__init__" else package)]
+        waiting += [_module(value) for value in list(vars(sys.modules.get(name, object)).values())]
     return files
+
+
+def _file_of(name: str) -> str:
+    """The file of a module, which is not imported for that; nothing where it has none."""
+    if (loaded := sys.modules.get(name)) is not None:
+        return getattr(loaded, "__file__", None) or ""
+    spec, folders = None, None
+    for end in (*(at for at, letter in enumerate(name) if letter == "."), None):
+        with suppress(ImportError, ValueError):
+            spec = PathFinder.find_spec(name[:end], folders)
+        if spec is None or (end is not None and spec.submodule_search_locations is None):
+            return ""
+        folders = spec.submodule_search_locations
+    return spec.origin or "" if spec is not None and spec.has_location else ""
+
+
+def _imported(file: str, package: str) -> Iterator[str]:
+    """The modules that a source file imports, within functions too, and names that may be modules."""
+    try:
+        nodes = list(ast.walk(ast.parse(Path(file).read_bytes())))
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # An import that goes beyond the top package fails when it is run.
+            with suppress(ImportError):
+                module = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+                yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
 
 
 def _within(thing: Any) -> Iterator[Any]:

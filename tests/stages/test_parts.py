@@ -281,7 +281,11 @@ def test_code_goes_on_into_the_modules_that_are_used(tmp_path: Path, monkeypatch
         "nsf_test_mine": "import json\nfrom nsf_test_steps.first import scaled\ndef transform(x): return scaled(x)\n",
         "nsf_test_steps/__init__": "",
         "nsf_test_steps/first": "from . import second\ndef scaled(image): return second.FACTOR * image\n",
-        "nsf_test_steps/second": "FACTOR = 1\n",
+        # Nobody has imported what a function imports, before it runs.
+        "nsf_test_steps/second": "FACTOR = 1\ndef late():\n    import nsf_test_late.deep, numpy, nsf_test_gone\n",
+        "nsf_test_late/__init__": "",
+        "nsf_test_late/deep": "def later():\n    from ...beyond import top\n    from . import deeper\n",
+        "nsf_test_late/deeper": "this is no Python, and its bytes count all the same",
         "nsf_test_other": "",
     }
     for name, text in texts.items():
