@@ -211,7 +211,8 @@ def nsf(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors (and --json).")] = False,
     params: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Parameters; default: params.yaml in this folder.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Parameters; default: params.yaml in this folder.", readable=False),
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")] = "auto",
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
@@ -227,8 +228,12 @@ def _placed(name: str, function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(ctx: typer.Context, **options: Any) -> None:
         from nsfcli import launch, params
+        from stages.runtime import check_device
 
         settings: Settings = ctx.obj
+        # Here, for there are commands that need neither.
+        check_device(settings.device)
+        params.check_named(settings.params)
         if name not in launch.STAGES:
             if distributed.size() > 1:
                 raise BadParameter(f"`nsf {name}` runs in one process", where="torchrun", do="run it without torchrun")

@@ -102,17 +102,19 @@ def check_train_features(train_features: Path | None, head: Path | None) -> None
         raise BadParameter("compares the new head with the base head", where="option --train-features", do=do)
 
 
-def file_option(help: str) -> object:
-    """How an option that names a file is shown."""
-    return typer.Option(help=help, metavar="FILE", rich_help_panel="Files")
+def file_option(help: str, metavar: str = "FILE") -> object:
+    """How an option that names a file or folder is shown.
+
+    Whether it may be read is told by whoever reads it: Typer would show a page of usage, of outputs, too.
+    """
+    return typer.Option(help=help, metavar=metavar, rich_help_panel="Files", readable=False)
 
 
 ModelOption = Annotated[
     Path,
-    typer.Option(
-        help="What `nsf train` wrote; where it wrote nothing for section model, the trained model of that section is taken.",
-        metavar="DIR",
-        rich_help_panel="Files",
+    file_option(
+        "What `nsf train` wrote; where it wrote nothing for section model, the trained model of that section is taken.",
+        "DIR",
     ),
 ]
 FeaturesOption = Annotated[

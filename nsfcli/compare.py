@@ -80,7 +80,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     for method, why in result["left_out"].items():
         console.message(f"Left out: {method} {why}.")
     if not grouped:
-        console.message("The test split has no attributes: accuracies are by class, and there is no worst group.")
+        console.message("No test sample has a known attribute: accuracies are by class, and there is no worst group.")
 
 
 def _spread(row: Mapping[str, Any], measure: str) -> str:

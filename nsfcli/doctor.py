@@ -7,6 +7,7 @@ import typer
 from nsfcli import params
 from nsfcli.command import MODEL, ModelOption, Settings, trained
 from nsfcli.console import Table
+from stages.errors import listed
 
 
 @params.options("extract", "model", "data")
@@ -53,11 +54,11 @@ def _tables(found: dict[str, Any]) -> list[Table]:
 
 
 def _lines(found: dict[str, Any], extracted: list[str]) -> str:
-    lines = [f"data: {found['kind']}s of {len(found['class_names'])} classes ({', '.join(found['class_names'][:10])})"]
+    lines = [f"data: {found['kind']}s of {len(found['class_names'])} classes ({listed(found['class_names'])})"]
     empty = [name for name in found["class_names"] if not found["splits"]["val"]["classes"].get(name)]
     if empty:
         lines.append(
-            f"  the val split has no sample of class {', '.join(empty[:10])}, and `nsf identify` needs every class: "
+            f"  the val split has no sample of class {listed(empty)}, and `nsf identify` needs every class: "
             "give some, or number the classes 0, 1, 2, ... without gaps"
         )
     lines += [f"  no {name} split: {counts['error']}" for name, counts in found["splits"].items() if "error" in counts]
@@ -67,7 +68,7 @@ def _lines(found: dict[str, Any], extracted: list[str]) -> str:
     else:
         lines.append(
             f"model: {model['name']}, head '{model['head']}' on features of width {model['width']}, "
-            f"{model['classes']} classes" + (f" ({', '.join(model['class_names'][:10])})" if model["class_names"] else "")
+            f"{model['classes']} classes" + (f" ({listed(model['class_names'])})" if model["class_names"] else "")
         )
         if model["classes_matched_by"] == "number":
             lines.append("  the data's classes have other names, and are matched by number, in the order above")

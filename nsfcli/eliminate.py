@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nsfcli import params
-from nsfcli.command import ELIMINATE, NEUTRALIZE, VAL, FeaturesOption, NeutralizeOption, OutOption, Settings
+from nsfcli.command import ELIMINATE, NEUTRALIZE, VAL, FeaturesOption, NeutralizeOption, OutOption, Settings, file_option
 
 
 @params.options("eliminate")
@@ -15,9 +15,7 @@ def eliminate(
     features: FeaturesOption = VAL,
     neutralize: NeutralizeOption = NEUTRALIZE,
     out: OutOption = ELIMINATE,
-    curve: Annotated[
-        Path | None, typer.Option(help="The loss of each step as CSV, for plots.", metavar="FILE", rich_help_panel="Files")
-    ] = None,
+    curve: Annotated[Path | None, file_option("The loss of each step as CSV, for plots.")] = None,
     **overrides: str | None,
 ) -> None:
     """Learn one affine map T(x) = (x + shift) * scale - shift that pulls every sample to its class's center.

@@ -19,7 +19,7 @@ def export(
         Path | None,
         file_option("Accuracies for the model card; default: metrics/evaluate.json where it is there."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder to write.", metavar="DIR", rich_help_panel="Files")] = EXPORT,
+    out: Annotated[Path, file_option("The folder to write.", "DIR")] = EXPORT,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too (pip install 'nsf\\[onnx]').")] = False,
     **overrides: str | None,
 ) -> None:

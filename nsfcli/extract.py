@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from nsfcli import params
-from nsfcli.command import FEATURES, HEAD, MODEL, ModelOption, Settings, trained
+from nsfcli.command import FEATURES, HEAD, MODEL, ModelOption, Settings, file_option, trained
+from stages.errors import listed
 
 
 @params.options("extract", "model", "data")
@@ -15,11 +16,9 @@ def extract(
     model: ModelOption = MODEL,
     out: Annotated[
         Path,
-        typer.Option(help="The folder for the features, SPLIT.safetensors each.", metavar="DIR", rich_help_panel="Files"),
+        file_option("The folder for the features, SPLIT.safetensors each.", "DIR"),
     ] = FEATURES,
-    head_out: Annotated[
-        Path, typer.Option(help="The linear head to write.", metavar="FILE", rich_help_panel="Files")
-    ] = HEAD,
+    head_out: Annotated[Path, file_option("The linear head to write.")] = HEAD,
     **overrides: str | None,
 ) -> None:
     """Write the penultimate features of each split, and the linear head.
@@ -51,7 +50,7 @@ def extract(
     if summary["classes_matched_by"] == "number":
         settings.console.message(
             f"The model's classes have other names than the data's; they are matched by number, and called "
-            f"{', '.join(summary['classes'][:10])} as the model does."
+            f"{listed(summary['classes'])} as the model does."
         )
     resumed, samples = sum(summary["resumed"].values()), sum(summary["samples"].values()) + sum(summary["skipped"].values())
     if resumed:

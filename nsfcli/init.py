@@ -37,7 +37,11 @@ WHAT, MODEL_PANEL = "What to repair it with: one of these", "The model"
 
 
 def _what(help: str, metavar: str = "FILE") -> Any:
-    return typer.Option(help=help, metavar=metavar, rich_help_panel=WHAT)
+    return typer.Option(help=help, metavar=metavar, rich_help_panel=WHAT, readable=False)
+
+
+def _beside(help: str) -> Any:
+    return typer.Option(help=f"With --features: {help}", metavar="FILE", readable=False)
 
 
 def _model(help: str) -> Any:
@@ -46,7 +50,7 @@ def _model(help: str) -> Any:
 
 def init(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="The folder to set up.", metavar="[FOLDER]")] = Path(),
+    folder: Annotated[Path, typer.Argument(help="The folder to set up.", metavar="[FOLDER]", readable=False)] = Path(),
     preset: Annotated[
         Preset | None, typer.Option(help="A published experiment.", rich_help_panel=WHAT, show_choices=True)
     ] = None,
@@ -66,14 +70,9 @@ def init(
     attribute_column: Annotated[
         str | None, typer.Option(help="Of a table or DatasetDict: the column with the attribute, for scoring alone.")
     ] = None,
-    test_features: Annotated[
-        Path | None, typer.Option(help="With --features: the test split's, to evaluate on.", metavar="FILE")
-    ] = None,
-    train_features: Annotated[
-        Path | None,
-        typer.Option(help="With --features: the training split's, for `nsf update --train-features`.", metavar="FILE"),
-    ] = None,
-    head: Annotated[Path | None, typer.Option(help="With --features: the base linear head.", metavar="FILE")] = None,
+    test_features: Annotated[Path | None, _beside("the test split's, to evaluate on.")] = None,
+    train_features: Annotated[Path | None, _beside("the training split's, for `nsf update --train-features`.")] = None,
+    head: Annotated[Path | None, _beside("the base linear head.")] = None,
     extract_train: Annotated[
         bool | None,
         typer.Option(

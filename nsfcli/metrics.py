@@ -43,4 +43,4 @@ def show(result: dict[str, Any], console: Console) -> None:
     for note in result.get("notes", []):
         console.message(note)
     if not new["groups"]:
-        console.message("The test split has no attributes: accuracies are by class, and there is no worst group.")
+        console.message("No test sample has a known attribute: accuracies are by class, and there is no worst group.")

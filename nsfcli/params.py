@@ -215,6 +215,20 @@ def _nearest(name: str, known: Mapping[str, Any], what: str) -> str:
     return f"known {what}: {', '.join(known) or 'none'}"
 
 
+def check_named(path: Path | None) -> None:
+    """Refuse a parameters' file that was named and is not there.
+
+    Raises:
+        MissingFile, BadParameter: it is not there, or its folder may not be looked into.
+    """
+    try:
+        there = path is None or path.exists()
+    except OSError as error:
+        raise BadParameter(f"cannot be read ({error.strerror})", where=path) from error
+    if not there:
+        raise MissingFile("there is no such file", where=path, do="check --params")
+
+
 def _read_yaml(path: Path | None) -> dict[str, Any]:
     """The file's content; empty where no file was named and there is no params.yaml."""
     chosen = path or STANDARD_PATH
@@ -222,8 +236,7 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
         # A link that leads nowhere is not the same as no file.
         if path is None and not os.path.lexists(chosen):
             return {}
-        if path is not None and not chosen.exists():
-            raise MissingFile("there is no such file", where=path, do="check --params")
+        check_named(path)
         if chosen.is_fifo():
             # The processes of `distributed.launch` read it, too.
             raise BadParameter("is a pipe, and can be read only once", where=chosen, do="name a file")
@@ -270,7 +283,8 @@ def _value(text: str, field: FieldInfo) -> Any:
         with suppress(ValidationError):
             adapter.validate_python(reading)
             return reading
-    return yaml
+    # Of a list, what is said is which of its words is wrong.
+    return words if isinstance(yaml, str) and adapter.json_schema().get("type") == "array" else yaml
 
 
 def _scalar(text: str) -> Any:

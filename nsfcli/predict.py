@@ -19,7 +19,9 @@ def predict(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Images or folders of them; for texts: .txt (a text a line), .csv, .jsonl or .parquet.", metavar="FILE..."
+            help="Images or folders of them; for texts: .txt (a text a line), .csv, .jsonl or .parquet.",
+            metavar="FILE...",
+            readable=False,
         ),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text to predict; may be given several times.")] = None,

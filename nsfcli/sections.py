@@ -219,7 +219,7 @@ class TrainSection(Section):
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW.")
     learning_rate: Rate = Field(0.003, description="The optimizer's.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD's.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0001, description="The optimizer's.")
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = Field(0.0001, description="The optimizer's.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Of the learning rate.")
     seed: Seed = Field(0, description="Of the initialisation and the order of samples.")
     workers: Workers = Field("auto", description="Loader processes; auto fits the machine.")

@@ -6,15 +6,14 @@ from typing import Annotated
 import typer
 
 from nsfcli import params
-from nsfcli.command import MODEL, Settings
+from nsfcli.command import MODEL, Settings, file_option
+from stages.errors import listed
 
 
 @params.options("train", "model", "data")
 def train(
     ctx: typer.Context,
-    out: Annotated[
-        Path, typer.Option(help="The folder for the model (model.safetensors).", metavar="DIR", rich_help_panel="Files")
-    ] = MODEL,
+    out: Annotated[Path, file_option("The folder for the model (model.safetensors).", "DIR")] = MODEL,
     **overrides: str | None,
 ) -> None:
     """Train an ERM classifier on the train split: the one to repair.
@@ -26,6 +25,8 @@ def train(
 
     settings: Settings = ctx.obj
     sections = params.load("train", overrides, settings.params)
+    if overrides["train__momentum"] is not None and sections["train"].model_dump()["optimizer"] != "sgd":
+        settings.console.message("--momentum has no effect with --optimizer adamw.")
     with settings.console.progress() as progress:
         summary = run(
             data=sections["data"].model_dump(),
@@ -36,7 +37,7 @@ def train(
             **sections["train"].model_dump(),
         )
     if summary["empty_classes"]:
-        names = ", ".join(summary["empty_classes"][:10])
+        names = listed(summary["empty_classes"])
         settings.console.message(
             f"The train split has no sample of class {names}: number the classes 0, 1, 2, ... without gaps."
         )

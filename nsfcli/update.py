@@ -24,6 +24,7 @@ from nsfcli.command import (
     check_train_features,
     file_option,
 )
+from stages.errors import listed
 
 # The parameters that each solver reads.
 READS = {"auto": ("solver", "regularization", "seed"), "published": ("solver", "steps", "learning_rate", "seed")}
@@ -109,7 +110,7 @@ def _messages(summary: Mapping[str, Any], *, force: bool) -> Iterator[str]:
         way_out = ". Use --force to write the new head anyway" if auto else ""
         yield f"The base head is kept: {summary['kept_because']}{way_out}."
     elif summary["small_classes"]:
-        few = ", ".join(f"{name} ({count})" for name, count in summary["small_classes"].items())
+        few = listed([f"{name} ({count})" for name, count in summary["small_classes"].items()])
         yield f"Too few validation samples to judge the new head by: {few}. Check these classes before you use it."
     if not auto:
         return

@@ -48,7 +48,11 @@ def params_yaml(sections: Mapping[str, Mapping[str, Any]], trains: bool) -> str:
                 value = CommentedSeq(value)
                 value.fa.set_flow_style()
             document[name][key] = value
-            document[name].yaml_add_eol_comment(field.description or "", key, column=COMMENT_COLUMN)
+            # Above a list: DVC writes lists anew, line by line, and would take what stands behind one for its end.
+            if isinstance(value, CommentedSeq):
+                document[name].yaml_set_comment_before_after_key(key, before=field.description, indent=2)
+            else:
+                document[name].yaml_add_eol_comment(field.description or "", key, column=COMMENT_COLUMN)
         document.yaml_set_comment_before_after_key(name, before=f"\n{(type(section).__doc__ or '').strip()}")
     yaml, text = YAML(), StringIO()
     yaml.width = 10_000

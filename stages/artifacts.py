@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import distributed
-from stages.errors import BadValues, MissingFile, UserError, WrongArtifact
+from stages.errors import BadValues, MissingFile, UserError, WrongArtifact, listed
 from stages.rows import BLOCK_ROWS, Rows
 from stages.runtime import threads
 from stages.tensorfile import tensor_bytes
@@ -266,7 +266,7 @@ def read(kind: str, path: Path, *, attributes: bool = False, option: str | None 
         if missing:
             if column.optional and len(missing) == len(opened):
                 continue
-            held = ", ".join(sorted(_open(kind, missing[0], made_by)[0])[:10]) or "nothing"
+            held = listed(sorted(_open(kind, missing[0], made_by)[0])) or "nothing"
             raise WrongArtifact(
                 f"holds no tensor '{name}' (it holds {held})", where=missing[0],
                 do=f"give the {kind} artifact: {made_by}",

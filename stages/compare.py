@@ -30,6 +30,8 @@ Scores: TypeAlias = Mapping[str, float | None]
 # fit(rows, setting): a method fitted to these rows of the validation split.
 Fit: TypeAlias = "Callable[[Tensor, Setting], Head]"
 
+# Of the largest feature: squared and summed over all of them, a larger one would be beyond float32.
+LARGEST = 1e16
 # A group of fewer samples says too little to choose hyperparameters by.
 LEAST_GROUP = 5
 # The group of a sample whose group is unknown: it counts in the mean alone.
@@ -262,6 +264,23 @@ def _summary(seen: Sequence[tuple[Setting, Scores]]) -> dict[str, Any]:
     return row
 
 
+def _check_small(features: artifacts.Artifact) -> None:
+    """Refuse features that float32 cannot square: some of the methods do.
+
+    Raises:
+        BadValues: as said.
+    """
+    import torch
+
+    highest = max(float(each.abs()) for _, rows in features.rows.spans() for each in torch.aminmax(rows))
+    if highest > LARGEST:
+        raise BadValues(
+            f"'features' holds values up to {highest:.0e}, and some methods square them",
+            where=features.path,
+            do="scale the features down",
+        )
+
+
 def _cpu(tensor: "Tensor | None") -> "Tensor | None":
     return None if tensor is None else tensor.cpu()
 
@@ -310,6 +329,8 @@ def run(
             where=data.path,
             do="give more validation samples",
         )
+    for each in (data, held_out):
+        _check_small(each)
     seen = None
     if training is not None:
         seen = artifacts.read("features", training, option="--train-features")

@@ -1,6 +1,10 @@
 """The mistakes a user can make, each told in one sentence: where, what is wrong, what to do."""
 
+from collections.abc import Sequence
 from pathlib import Path
+
+# Names that a sentence lists, of however many.
+MOST_LISTED = 10
 
 
 class UserError(Exception):
@@ -58,3 +62,9 @@ class CannotWrite(UserError):
 
 class WorkerLost(UserError):
     """Another process of a run of several has ended before its time."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: the first of them, and how many more there are."""
+    more = len(names) - MOST_LISTED
+    return ", ".join(names[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -10,7 +10,7 @@ from typing import Any
 
 from stages import artifacts, distributed, metrics
 from stages.artifacts import Metadata
-from stages.errors import WrongArtifact
+from stages.errors import WrongArtifact, listed
 from stages.lineage import agree, check_known, check_lineage, check_model
 from stages.outputs import outputs
 from stages.passes import best
@@ -96,7 +96,7 @@ def _notes(features: artifacts.Artifact, update: artifacts.Artifact, names: Sequ
         notes.append(metrics.FITTED_ON)
     missing = [name for name, size in zip(names, features.class_sizes(len(names)).tolist(), strict=True) if not size]
     if missing:
-        notes.append(f"There is no test sample of class {', '.join(missing[:10])}, and the accuracies say nothing of it.")
+        notes.append(f"There is no test sample of class {listed(missing)}, and the accuracies say nothing of it.")
     return notes
 
 

@@ -56,6 +56,8 @@ def run(
         Mismatch: the artifacts were made with another model, or the metrics are another head's.
         UserError: an input is missing or wrong, or the format cannot take the new head; nothing is written.
     """
+    import torch
+
     base, new = artifacts.read("head", head), artifacts.read("update", update)
     agree("d", base, new)
     agree("C", base, new)
@@ -69,12 +71,15 @@ def run(
     if head_name is None:
         raise Mismatch("does not say where in the model it belongs", where=head, do="run `nsf extract`, which notes it")
     weight, bias = new["folded_weight"], new["folded_bias"]
+    # What is as it was keeps its bits, of a type that float32 cannot hold, too.
+    same = {name for name, new_part in (("weight", weight), ("bias", bias)) if torch.equal(new_part, base[name])}
     if base.metadata.notes.get("single_output") == "true":
         weight, bias = artifacts.one_output(weight, bias)
-    changes = {f"{head_name}.weight": weight, f"{head_name}.bias": bias}
+    parts = {"weight": weight, "bias": bias}
+    changes = {f"{head_name}.{name}": part for name, part in parts.items() if name not in same}
     # A head on its own is written with a bias all the same.
     whole = classifier.checkpoint is not None or onnx
-    if whole and f"{head_name}.bias" not in classifier.network.state_dict():
+    if whole and "bias" not in same and f"{head_name}.bias" not in classifier.network.state_dict():
         raise BadModel(
             f"its head '{head_name}' has no bias, and the repaired one needs one",
             where=classifier.name,
@@ -85,10 +90,7 @@ def run(
         raise Mismatch("the metrics are those of another head", where=metrics, do="run `nsf evaluate` again")
     kept_because = new.metadata.notes.get("kept_because") or None
     with outputs(head, update, metrics) as files:
-        form, written, changed = _write(files, opened, changes, out)
-        if kept_because:
-            # What has been written in its place is the same head.
-            changed = []
+        form, written, changed = _write(files, opened, parts, changes, out)
         if onnx:
             files.file(out / ONNX_FILE).write(_onnx(classifier, changes))
             written.append(ONNX_FILE)
@@ -105,15 +107,22 @@ def run(
     }
 
 
-def _write(files: Outputs, opened: Opened, changes: "Mapping[str, Tensor]", out: Path) -> tuple[str, list[str], list[str]]:
-    """Write the model; returns the format in words, the files' names, and the changed tensors' names in them."""
+def _write(
+    files: Outputs, opened: Opened, head: "Mapping[str, Tensor]", changes: "Mapping[str, Tensor]", out: Path
+) -> tuple[str, list[str], list[str]]:
+    """Write the model; returns the format in words, the files' names, and the changed tensors' names in them.
+
+    Args:
+        head: the `weight` and `bias` to write where there is no checkpoint.
+        changes: those of them that are other than they were, by their names in the network.
+    """
     classifier = opened.classifier
     checkpoint = classifier.checkpoint
     if checkpoint is None:
-        tensors = {name.rpartition(".")[2]: tensor for name, tensor in changes.items()}
         metadata = Metadata(stage="export", kind="head", inputs={"model": opened.fingerprint})
-        files.tensors(out / HEAD_FILE, tensors, metadata)
-        return "the head alone, for head.load_state_dict", [HEAD_FILE], sorted(tensors)
+        files.tensors(out / HEAD_FILE, head, metadata)
+        changed = sorted(name.rpartition(".")[2] for name in changes)
+        return "the head alone, for head.load_state_dict", [HEAD_FILE], changed
     named = {checkpoint.names.get(name, name): tensor for name, tensor in changes.items()}
     if checkpoint.path.is_file():
         files.inputs(checkpoint.path)

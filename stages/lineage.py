@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from stages.artifacts import KINDS, SIZE_NAMES, Artifact, numbers
-from stages.errors import BadValues, Mismatch
+from stages.errors import BadValues, Mismatch, listed
 
 
 def agree(size: str, *artifacts: Artifact | None) -> int:
@@ -146,7 +146,7 @@ def check_labels(features: Artifact, classes: int | None = None, *, source: Arti
         names = features.class_names(len(counts))
         beside = f", and {source.path} has {len(counts)} classes" if source is not None else ""
         raise BadValues(
-            f"there is no sample of class {', '.join(names[index] for index in empty)}{beside}",
+            f"there is no sample of class {listed([names[index] for index in empty])}{beside}",
             where=features.path,
             do="give at least one sample of every class, or number the classes without gaps",
         )

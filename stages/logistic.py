@@ -39,6 +39,8 @@ LEAST_SHARED = 1 << 18
 MANY_CLASSES = 32
 # Times its mean, the deviation of a feature that does not vary: what rounding leaves of it must not count either.
 BEYOND = 1e12
+# A variance below this has been made of squares that float32 holds with few digits, or none.
+SMALLEST_SQUARE = 1e-30
 # Columns of a block that `moments` sums together.
 COLUMNS = 256
 
@@ -65,15 +67,27 @@ def moments(features: "Features") -> Moments:
         for part, own in zip(torch.split(rows, COLUMNS, dim=1), torch.split(total, COLUMNS), strict=True):
             own += part.sum(dim=0, dtype=torch.float64)
     mean = (distributed.summed(total) / samples).to(torch.float32)
-    squares = torch.zeros_like(total)
-    for (rows,) in blocks(features):
-        for part, middle, own in zip(*(torch.split(each, COLUMNS, dim=-1) for each in (rows, mean, squares)), strict=True):
-            own += (part - middle).square_().sum(dim=0, dtype=torch.float64)
-    deviation = (distributed.summed(squares) / samples).sqrt().to(torch.float32)
+    variance = _squares(features, mean) / samples
+    # Where the squares are beyond float32, or lost below it, once more in float64.
+    lost = variance.isinf() | ((variance < SMALLEST_SQUARE) & (mean != 0) & (mean.double().square() < SMALLEST_SQUARE))
+    if bool(lost.any()):
+        variance = torch.where(lost, _squares(features, mean.to(torch.float64)) / samples, variance)
+    deviation = variance.sqrt().to(torch.float32)
     # Below this a feature is a constant with rounding errors, and dividing by it would blow them up.
     constant = deviation <= 1e-6 * mean.abs().clamp(min=1e-30)
     beyond = (BEYOND * mean.abs().clamp(min=1.0)).clamp(max=torch.finfo(torch.float32).max)
     return Moments(mean, torch.where(constant, beyond, deviation))
+
+
+def _squares(features: "Features", mean: "Tensor") -> "Tensor":
+    """The sums of the squared differences from a mean (d,), in its precision: (d,) float64, over all processes."""
+    import torch
+
+    squares = torch.zeros_like(mean, dtype=torch.float64)
+    for (rows,) in blocks(features):
+        for part, middle, own in zip(*(torch.split(each, COLUMNS, dim=-1) for each in (rows, mean, squares)), strict=True):
+            own += (part - middle).square_().sum(dim=0, dtype=torch.float64)
+    return distributed.summed(squares)
 
 
 @dataclass(frozen=True)

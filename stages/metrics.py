@@ -25,7 +25,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MissingFile("there is no such file", where=path, do="`nsf evaluate` makes it") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise WrongArtifact(f"cannot be read ({error.strerror})", where=path, do="check who may read it") from error
+    except (ValueError, RecursionError) as error:
         raise WrongArtifact("cannot be read as JSON", where=path, do="`nsf evaluate` makes it") from error
     if not isinstance(found, dict) or not isinstance(found.get("samples"), dict) or not _has_reports(found):
         raise WrongArtifact("holds no metrics of `nsf evaluate`", where=path, do="`nsf evaluate` makes it")
@@ -34,14 +36,20 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def _has_reports(found: Mapping[str, Any]) -> bool:
     reports = [found.get("nsf"), *([found["base"]] if found.get("base") is not None else [])]
-    if not isinstance(found.get("notes", []), list):
+    notes = found.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         return False
     keys = {"worst_group_accuracy", "mean_accuracy", "classes", "groups"}
     if not all(isinstance(report, dict) and keys <= report.keys() for report in reports):
         return False
     # Of these `samples` holds the counts.
     parts = [report["groups" if found["nsf"]["groups"] else "classes"] for report in reports]
-    return all(isinstance(part, dict) and part.keys() == found["samples"].keys() for part in parts)
+    if not all(isinstance(part, dict) and part.keys() == found["samples"].keys() for part in parts):
+        return False
+    measures = ("worst_group_accuracy", "mean_accuracy", "adjusted_mean_accuracy")
+    numbers = [report[measure] for report in reports for measure in measures if report.get(measure) is not None]
+    numbers += [number for part in (*parts, found["samples"]) for number in part.values()]
+    return all(isinstance(number, int | float) for number in numbers)
 
 
 def report(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from stages.data import Split
-from stages.errors import BadData, Mismatch
+from stages.errors import BadData, Mismatch, listed
 from stages.lineage import comparable
 from stages.models import Classifier, Opened
 
@@ -16,7 +16,7 @@ def check_classes(classifier: Classifier, classes: int, split: Split) -> None:
     """Raise Mismatch where the model tells another number of classes apart than the data has."""
     if len(split.class_names) != classes:
         raise Mismatch(
-            f"has {classes} classes, and the data {len(split.class_names)} ({', '.join(split.class_names[:10])}; "
+            f"has {classes} classes, and the data {len(split.class_names)} ({listed(split.class_names)}; "
             "numbers as classes start at 0)",
             where=classifier.name,
             do="run `nsf train` on this data, or give the data that the model is for",

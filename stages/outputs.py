@@ -231,7 +231,7 @@ class Outputs:
                 handle.close()
         for temporary in (*(temporary for temporary, _ in self._pending), *self._old):
             temporary.unlink(missing_ok=True)
-        for folder in self._folders:
+        for folder in sorted(self._folders, key=lambda folder: len(folder.parts), reverse=True):
             # Deepest first, and only those that this command made and nobody has used since.
             with suppress(OSError):
                 folder.rmdir()

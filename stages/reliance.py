@@ -22,7 +22,12 @@ def logits_of(features: "Tensor", head: "tuple[Tensor, Tensor]") -> "Tensor":
     """Of a head (C, d), (C,) on features (n, d): (n, C) float64."""
     import torch
 
-    return torch.cat([rows @ head[0].T + head[1] for (rows,) in blocks(features)]).double()
+    logits = torch.cat([rows @ head[0].T + head[1] for (rows,) in blocks(features)]).double()
+    if bool(torch.isfinite(logits).all()):
+        return logits
+    # Beyond float32.
+    weight, bias = head[0].double(), head[1].double()
+    return torch.cat([rows.double() @ weight.T + bias for (rows,) in blocks(features)])
 
 
 @dataclass(frozen=True)

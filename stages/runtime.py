@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 
+# More than any machine has cores; of far more, PyTorch's pool cannot be made.
+MOST_THREADS = 1024
+
 # For glibc's mallopt (malloc.h): an allocation of at least so many bytes is the kernel's own (32 MiB at most), and
 # so much that is free stays with the process.
 MMAP_THRESHOLD, TRIM_THRESHOLD = (-3, 32 << 20), (-1, 1 << 30)
@@ -32,14 +35,13 @@ def resolve_device(name: str = "auto") -> "torch.device":
     Raises:
         BadParameter: an unknown name, or a GPU that is not there.
     """
+    check_device(name)
     import torch
 
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or name == "cpu:":
-        raise BadParameter(f"'{name}' is no device", where="option --device", do="use auto, cpu, cuda or cuda:INDEX")
     if kind == "cuda" and int(index or 0) >= available:
         raise BadParameter(
             f"'{name}' is not there: PyTorch sees {available} CUDA devices",
@@ -47,6 +49,17 @@ def resolve_device(name: str = "auto") -> "torch.device":
             do="use auto or cpu",
         )
     return torch.device(name)
+
+
+def check_device(name: str) -> None:
+    """Refuse what is the name of no device, on whatever machine.
+
+    Raises:
+        BadParameter: an unknown name.
+    """
+    kind, _, index = name.partition(":")
+    if name != "auto" and (kind not in ("cpu", "cuda") or (index and not index.isdigit()) or name == "cpu:"):
+        raise BadParameter(f"'{name}' is no device", where="option --device", do="use auto, cpu, cuda or cuda:INDEX")
 
 
 def begin(device: str = "auto") -> "torch.device":
@@ -132,15 +145,15 @@ def thread_count() -> int:
     nobody has; one thread for each process is NSF_THREADS=1.
 
     Raises:
-        BadParameter: NSF_THREADS is no whole number from 1.
+        BadParameter: NSF_THREADS is no whole number from 1 to MOST_THREADS.
     """
     given = os.environ.get("NSF_THREADS", "")
     if given:
-        if not given.isdecimal() or int(given) < 1:
+        if not given.isdecimal() or not 1 <= int(given) <= MOST_THREADS:
             raise BadParameter(
                 f"'{given}' is no number of threads",
                 where="NSF_THREADS",
-                do="set it to a whole number from 1, or unset it for one thread a core",
+                do=f"set it to a whole number from 1 to {MOST_THREADS}, or unset it for one thread a core",
             )
         return int(given)
     processes = distributed.local_size()

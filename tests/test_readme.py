@@ -62,6 +62,7 @@ def test_demos_table_is_the_committed_runs() -> None:
     assert README.split("<!-- demos table")[1].split("\n\n")[0].splitlines()[3:] == rows
 
 
+@pytest.mark.slow
 def test_own_features_example(tmp_path: Path) -> None:
     """As a new user would: the blocks in order, in an empty folder."""
     make, functions = blocks("python", "Your own features")

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.errors import BadData
+from stages.errors import BadData, listed
 from stages.metrics import members
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def named(given: Sequence[str] | None, found: Sequence[str], key: str) -> Sequen
         return found
     if len(given) < len(found):
         raise BadData(
-            f"names {len(given)} values, and the table has {len(found)} ({', '.join(found[:10])})",
+            f"names {len(given)} values, and the table has {len(found)} ({listed(found)})",
             where=f"data.{key}",
             do="give one name per value",
         )
@@ -202,9 +202,21 @@ def named(given: Sequence[str] | None, found: Sequence[str], key: str) -> Sequen
     return given
 
 
-def joined(columns: Sequence[Sequence[str]]) -> list[str]:
-    """Several attributes as one, "male+young"; unknown (empty) where any of them is."""
-    return ["+".join(values) if all(values) else "" for values in zip(*columns, strict=True)]
+def joined(columns: Sequence[Sequence[str]], *, where: str | Path) -> list[str]:
+    """Several attributes as one, "male+young"; unknown (empty) where any of them is.
+
+    Raises:
+        BadData: values that are not the same come out as the same text, for one of them holds a "+".
+    """
+    texts, meant = [], dict[str, tuple[str, ...]]()
+    for values in zip(*columns, strict=True):
+        text = "+".join(values) if all(values) else ""
+        if text and meant.setdefault(text, values) != values:
+            raise BadData(
+                f"the attributes {meant[text]} and {values} would both be '{text}'", where=where, do="rename their values"
+            )
+        texts.append(text)
+    return texts
 
 
 def find_folder(root: str | Path, file: str | Sequence[str], *below: str) -> Path:

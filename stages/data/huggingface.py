@@ -145,7 +145,7 @@ def _number(splits: Sequence[Any], columns: Sequence[str], where: Path) -> tuple
     values: list[str] = []
     for split in splits:
         parts = own if split is splits[0] else [_values(split, column, where) for column in columns]
-        values += [value.strip() for value in (parts[0] if len(parts) == 1 else joined(parts))]
+        values += [value.strip() for value in (parts[0] if len(parts) == 1 else joined(parts, where=where))]
     numbers, found = number(values, where=where)
     return numbers[: len(own[0])], found
 

@@ -146,7 +146,7 @@ def _number(tables: Sequence[Table], columns: Sequence[str]) -> tuple[np.ndarray
     values: list[str] = []
     for table in tables:
         parts = [table.rows[column].str.strip().tolist() for column in columns]
-        values += parts[0] if len(parts) == 1 else joined(parts)
+        values += parts[0] if len(parts) == 1 else joined(parts, where=table.path)
     numbers, names = number(values, where=tables[0].path)
     return numbers[: len(tables[0].rows)], names
 

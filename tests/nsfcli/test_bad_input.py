@@ -497,6 +497,19 @@ def test_two_outputs_on_one_path(command: str, output: str, refuse: Refuse) -> N
 def test_no_empty_folder_is_left(refuse: Refuse) -> None:
     refuse("eliminate", ["--out", "new/folder/out", "--curve", "artifacts/neutralize.safetensors"], "is an input")
     assert not Path("new").exists()
+    # The outer folder is made first.
+    refuse(
+        "evaluate", ["--out", "new/out", "--metrics", "new/folder/out", "--groups", "artifacts/head.safetensors"], "an input"
+    )
+    assert not Path("new").exists()
+
+
+def test_a_list_in_a_sentence_ends(refuse: Refuse, own_features: Callable[..., Path]) -> None:
+    labels = torch.arange(200) * 0
+    labels[:100] = 31
+    own_features("artifacts/features/val", **{**planted(), "labels": labels})
+    save_file({"weight": torch.zeros(32, 8), "bias": torch.zeros(32)}, "artifacts/head.safetensors")
+    refuse("identify", [], "no sample of class 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 20 more")
 
 
 # ------------------------------------------------------------------------------------------------------- options
@@ -509,6 +522,11 @@ def test_a_device_that_is_not_there(command: str, refuse: Refuse, monkeypatch: p
         refuse(command, ["--device", device], "option --device", f"'{device}' is not there", "use auto or cpu")
     for device in ("gpu", "cuda:x", "cpu:", "mps", ""):
         refuse(command, ["--device", device], "option --device", f"'{device}' is no device", "auto, cpu, cuda or cuda:INDEX")
+
+
+def test_a_command_that_needs_neither_device_nor_parameters(nsf: Callable[..., Done]) -> None:
+    assert_one_sentence(nsf("metrics", "--device", "gpu"), "option --device", "'gpu' is no device")
+    assert_one_sentence(nsf("metrics", "--params", "none.yaml"), "none.yaml", "there is no such file")
 
 
 @pytest.mark.parametrize(
@@ -620,6 +638,10 @@ def test_metrics_of_classes_alone(nsf: Callable[..., Done]) -> None:
         ('{"nsf": 1, "samples": 2}', "holds no metrics"),
         (REPORT.replace("SAMPLES", '"a": 3'), "holds no metrics"),
         (10**5 * "[", "cannot be read as JSON"),
+        (REPORT.replace("SAMPLES", '"a": 3, "b": "4"'), "holds no metrics"),
+        (REPORT.replace("SAMPLES", '"a": 3, "b": 4').replace('"a": 1', '"a": [1]'), "holds no metrics"),
+        (REPORT.replace("SAMPLES", '"a": 3, "b": 4').replace("null", '"x"'), "holds no metrics"),
+        (REPORT.replace("SAMPLES", '"a": 3, "b": 4').replace('"samples"', '"notes": [1], "samples"'), "holds no metrics"),
     ],
 )  # fmt: skip
 def test_metrics_that_evaluate_did_not_write(text: str | bytes | None, words: str, nsf: Callable[..., Done]) -> None:
@@ -627,4 +649,4 @@ def test_metrics_that_evaluate_did_not_write(text: str | bytes | None, words: st
     if text is not None:
         path.write_bytes(text.encode() if isinstance(text, str) else text)
     assert_one_sentence(nsf("metrics", "--metrics", path), "wrong.json", words, "`nsf evaluate` makes it")
-    assert_one_sentence(nsf("metrics", "--metrics", "."), "cannot be read as JSON")
+    assert_one_sentence(nsf("metrics", "--metrics", "."), "cannot be read (Is a directory)")

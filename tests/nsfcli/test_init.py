@@ -77,6 +77,25 @@ def test_a_preset_whose_data_lies_elsewhere(nsf: Nsf, tmp_path: Path) -> None:
     assert "/mnt/my data/celeba" in stages["train"]["deps"] and "/mnt/my data/celeba" in stages["extract"]["deps"]
 
 
+def test_what_a_parameter_is_stays_beside_it(nsf: Nsf, tmp_path: Path) -> None:
+    """Whatever DVC makes of the file: `dvc exp run -S` writes lists anew."""
+    from dvc.utils.hydra import apply_overrides
+
+    save_file(planted(), tmp_path / "val.safetensors")
+    assert nsf("init", "--features", "val.safetensors", "--test-features", "val.safetensors").code == 0
+    path = tmp_path / "params.yaml"
+    before = path.read_text()
+    apply_overrides(path, ["update.solver=published"])
+    after = path.read_text().splitlines()
+    comments = [line.strip() for line in before.splitlines() if line.strip().startswith("#")]
+    assert [line.strip() for line in after if line.strip().startswith("#")] == comments
+    at = after.index("  # Which methods to compare.")
+    assert after[at + 1] == "  methods:" and after[at + 2] == "  - erm"
+    titles = [options["title"] for plot in read_yaml(tmp_path / "dvc.yaml")["plots"] for options in plot.values()]
+    # There is no head that the model had before.
+    assert titles == ["eliminate's loss by step", "accuracy by group, NSF"]
+
+
 @pytest.mark.slow
 def test_own_features_run_to_the_end_without_git(nsf: Nsf, tmp_path: Path) -> None:
     for seed, split in enumerate(("val", "test", "train")):
@@ -345,6 +364,7 @@ def test_a_table_around_the_folder(photos: Path, nsf: Nsf, tmp_path: Path) -> No
     assert read_yaml(tmp_path / "work/dvc.yaml")["stages"]["train"]["deps"] == ["../rows.csv", "../photos"]
 
 
+@pytest.mark.slow
 def test_shards_are_watched(nsf: Nsf, tmp_path: Path) -> None:
     names = ["val-00001-of-00002.safetensors", "val-00002-of-00002.safetensors"]
     for name in names:

@@ -274,6 +274,16 @@ def test_a_typo_is_found_by_every_command(command: str, folder: Path, nsf: Calla
         ("eliminate", {"eliminate__steps": ""}, ("option --steps", "a whole number")),
         ("eliminate", {"eliminate__steps": "true"}, ("option --steps", "a whole number")),
         ("update", {"update__solver": "publish"}, ("option --solver", "update.solver", "did you mean published?")),
+        (
+            "compare",
+            {"compare__methods": "erm,aftr"},
+            ("option --methods", "compare.methods is 'aftr'", "did you mean afr?"),
+        ),
+        (
+            "train",
+            {"data__format": "folder", "data__root": "a", "train__weight_decay": ".inf"},
+            ("option --weight-decay", "at most 100"),
+        ),
         ("train", {"data__format": "cvs"}, ("--data-format", "data.format", "'cvs'", "'csv'")),
         ("train", {"data__format": "csv"}, ("'data.file'", "--data-file")),
         ("train", {}, ("no data is named", "--data-format")),

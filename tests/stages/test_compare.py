@@ -309,4 +309,8 @@ def test_mistakes_are_told_in_one_sentence(nsf: Callable[..., Done], own_feature
     own_features("artifacts/features/val", **{**planted(), "labels": few})
     own_features("artifacts/features/test", **planted())
     assert_one_sentence(nsf("compare", "--methods", "[erm]"), "val.safetensors", "class 1 has 4 samples")
+    for split in ("val", "test"):
+        own_features(f"artifacts/features/{split}", **planted())
+    own_features("artifacts/features/test", **{**planted(), "features": planted()["features"] * 1e37})
+    assert_one_sentence(nsf("compare", "--methods", "[self]"), "test.safetensors", "values up to", "scale the features down")
     assert not Path("metrics").exists() and not Path("out.json").exists()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stages import models
 from stages.auto import EVENED, PLAIN, Repaired
@@ -224,6 +224,33 @@ def test_the_base_head_kept(
         assert nsf("update", "--solver", "auto").code == nsf("evaluate").code == nsf("export").code == 0
         card = Path("artifacts/export/MODEL_CARD.md").read_text()
         assert "repaired by nsf" in card and said_of_it in card and "leans less" not in card
+
+
+def test_what_is_as_it_was_keeps_its_bits(photos: Path, nsf: Nsf, tmp_path: Path) -> None:
+    """Weights that float32 cannot hold: of a base head that is kept, and of one with other biases."""
+    held = resnet().double().state_dict()
+    held["fc.weight"] *= 1 + 1e-12
+    save_file(held, "best.safetensors")
+    write_params(
+        data={"format": "folder", "root": str(photos)},
+        model={"source": "torchvision", "architecture": "resnet18", "weights": "best.safetensors", "image_size": 16},
+    )
+    for stage in STAGES[:-1]:
+        assert nsf(stage, *(["--solver", "auto"] if stage == "update" else [])).code == 0
+    update = Path("artifacts/update.safetensors")
+    with safe_open(update, framework="pt") as file:
+        metadata = file.metadata()
+    base, new = load_file("artifacts/head.safetensors"), load_file(update)
+    for moved in (0.0, 1.0):
+        save_file(
+            {**new, "folded_weight": base["weight"], "folded_bias": base["bias"] + moved},
+            update, metadata={**metadata, "kept_because": "" if moved else "so it is"},
+        )  # fmt: skip
+        # Of another head than the metrics are.
+        Path("metrics/evaluate.json").unlink(missing_ok=True)
+        changed = {"fc.bias"} if moved else set()
+        assert nsf("export", "--json").json["changed"] == sorted(changed)
+        assert_only(changed, load_file("best.safetensors"), load_file("artifacts/export/best.safetensors"))
 
 
 def test_one_sigmoid_output(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:

@@ -77,6 +77,14 @@ def test_moments_of_large_and_of_constant_features() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [1e-24, 1e20, 1e30])
+def test_moments_of_features_whose_squares_float32_cannot_hold(scale: float) -> None:
+    features = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0, 0.0]) + 0.5
+    found, usual = moments(features * scale), moments(features)
+    torch.testing.assert_close(found.deviation[:2] / scale, usual.deviation[:2], rtol=1e-4, atol=0)
+    assert found.deviation[2] >= 1e6 * found.mean[2]
+
+
 def test_a_constant_with_rounding_errors_is_not_blown_up() -> None:
     features = 1000 + 1e-4 * torch.randn(500, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rounded = features.to(torch.float32)

@@ -11,6 +11,15 @@ from stages.logistic import balanced
 from stages.reliance import logits_of, reliance
 
 
+def test_logits_beyond_float32() -> None:
+    features, head = (
+        torch.tensor([[3e38, 3e38], [1.0, 2.0]]),
+        (torch.tensor([[2.0, 2.0], [0.0, 1.0]]), torch.tensor([0.0, 1.0])),
+    )
+    expected = torch.tensor([[12e38, 3e38], [6.0, 3.0]], dtype=torch.float64)
+    torch.testing.assert_close(logits_of(features, head), expected)
+
+
 def odds(bias: float, classes: int) -> float:
     """Log-odds of an attribute's own class against any other, where so much of each class carries its own."""
     return math.log(bias * (classes - 1) / (1 - bias))

@@ -84,7 +84,7 @@ def test_thread_count(environment: dict[str, str], expected: int, monkeypatch: p
     assert thread_count() == expected
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " ", "1 2"])
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " ", "1 2", "1025"])
 def test_a_wrong_number_of_threads(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NSF_THREADS", value)
     with pytest.raises(BadParameter, match=r"^NSF_THREADS: '.*' is no number of threads; set it to a whole number from 1"):

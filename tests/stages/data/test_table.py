@@ -242,6 +242,10 @@ def test_pairs_and_several_attributes(format: str, tmp_path: Path) -> None:
     assert val.load(0) == ("it's", "b") and val.load(2) == ("NA", "null")
     assert val.attribute_names == ["false+1", "true+0"] and val.attributes.tolist() == [0, -1, -1, 1]
     assert val.counts()["groups"] == {"no/false+1": 1, "yes/true+0": 1}
+    rows = [{"text": "t", "label": 1, "split": "val", "a": a, "b": b} for a, b in (("q+r", "s"), ("q", "r+s"))]
+    options["file"] = write(tmp_path, format, rows)
+    with pytest.raises(BadData, match=r"the attributes \('q\+r', 's'\) and \('q', 'r\+s'\) would both be 'q\+r\+s'; rename"):
+        open_split("val", format=format, file=options["file"], text_column="text", attribute_column=["a", "b"])
 
 
 @pytest.mark.parametrize(("format", "place"), [("csv", "line 3"), ("jsonl", "line 2"), ("parquet", r"row 1 \(from 0\)")])
