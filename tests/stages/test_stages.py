@@ -442,7 +442,10 @@ def test_evaluate_without_attributes(nsf: Callable[..., Done], own_features: Cal
     assert '"worst_group_accuracy": null' in Path("metrics/evaluate.json").read_text()
     expected = ["group,samples,base,nsf", *(f"{name},100,,{accuracy}" for name, accuracy in scored["classes"].items())]
     assert Path("groups.csv").read_text().splitlines() == expected
-    assert "no attributes" in done.stderr and "no attributes" in nsf("metrics").stderr
+    told = "No test sample has a known attribute: accuracies are by class"
+    assert told in done.stderr and told in nsf("metrics").stderr
+    own_features("artifacts/features/test", **{**planted(seed=1), "attributes": torch.full((200,), -1)})
+    assert told in nsf("evaluate").stderr
 
 
 @pytest.mark.usefixtures("own_splits")
