@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from nsfcli import __version__
-from nsfcli.command import Settings
+from nsfcli.command import Settings, file_option
 from nsfcli.console import Console, forget_stdout
 from stages import distributed
 from stages.errors import BadParameter, CannotWrite, UserError
@@ -210,10 +210,7 @@ def nsf(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors (and --json).")] = False,
-    params: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Parameters; default: params.yaml in this folder.", readable=False),
-    ] = None,
+    params: Annotated[Path | None, file_option("Parameters; default: params.yaml in this folder.", panel=None)] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:i]", help="Where to compute.")] = "auto",
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,

@@ -102,12 +102,12 @@ def check_train_features(train_features: Path | None, head: Path | None) -> None
         raise BadParameter("compares the new head with the base head", where="option --train-features", do=do)
 
 
-def file_option(help: str, metavar: str = "FILE") -> object:
-    """How an option that names a file or folder is shown.
+def file_option(help: str, metavar: str = "FILE", panel: str | None = "Files") -> Any:
+    """How an option that names a file or folder is shown; on no panel of its own where `panel` is None.
 
     Whether it may be read is told by whoever reads it: Typer would show a page of usage, of outputs, too.
     """
-    return typer.Option(help=help, metavar=metavar, rich_help_panel="Files", readable=False)
+    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel, readable=False)
 
 
 ModelOption = Annotated[

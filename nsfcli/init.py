@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from nsfcli import workfolder
-from nsfcli.command import TRAIN, Settings, check_train_features
+from nsfcli.command import TRAIN, Settings, check_train_features, file_option
 from nsfcli.presets import PRESETS
 from nsfcli.workfolder import seen_from
 from stages.errors import BadParameter, MissingFile
@@ -37,11 +37,11 @@ WHAT, MODEL_PANEL = "What to repair it with: one of these", "The model"
 
 
 def _what(help: str, metavar: str = "FILE") -> Any:
-    return typer.Option(help=help, metavar=metavar, rich_help_panel=WHAT, readable=False)
+    return file_option(help, metavar, WHAT)
 
 
 def _beside(help: str) -> Any:
-    return typer.Option(help=f"With --features: {help}", metavar="FILE", readable=False)
+    return file_option(f"With --features: {help}", panel=None)
 
 
 def _model(help: str) -> Any:

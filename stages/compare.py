@@ -21,7 +21,7 @@ from stages.passes import predict
 from stages.runtime import Progress, begin, reproducible, silent
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
     from stages.rows import Features
 
@@ -264,21 +264,23 @@ def _summary(seen: Sequence[tuple[Setting, Scores]]) -> dict[str, Any]:
     return row
 
 
-def _check_small(features: artifacts.Artifact) -> None:
-    """Refuse features that float32 cannot square: some of the methods do.
+def _on(target: "device", features: artifacts.Artifact) -> "Tensor":
+    """Features (n, d) on the device where they are computed with.
 
     Raises:
-        BadValues: as said.
+        BadValues: float32 cannot square them, as some of the methods do.
     """
     import torch
 
-    highest = max(float(each.abs()) for _, rows in features.rows.spans() for each in torch.aminmax(rows))
+    held = features["features"].to(target)
+    highest = max(float(each.abs()) for each in torch.aminmax(held))
     if highest > LARGEST:
         raise BadValues(
             f"'features' holds values up to {highest:.0e}, and some methods square them",
             where=features.path,
             do="scale the features down",
         )
+    return held
 
 
 def _cpu(tensor: "Tensor | None") -> "Tensor | None":
@@ -329,8 +331,6 @@ def run(
             where=data.path,
             do="give more validation samples",
         )
-    for each in (data, held_out):
-        _check_small(each)
     seen = None
     if training is not None:
         seen = artifacts.read("features", training, option="--train-features")
@@ -339,10 +339,10 @@ def run(
         files.check(out, csv_out)
         attributes = data.get("attributes")
         result = compare(
-            data["features"].to(target),
+            _on(target, data),
             data["labels"].to(target),
             base.head(target),
-            held_out["features"].to(target),
+            _on(target, held_out),
             held_out["labels"],
             attributes=None if attributes is None else attributes.to(target),
             test_attributes=held_out.get("attributes"),

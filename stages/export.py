@@ -72,14 +72,14 @@ def run(
         raise Mismatch("does not say where in the model it belongs", where=head, do="run `nsf extract`, which notes it")
     weight, bias = new["folded_weight"], new["folded_bias"]
     # What is as it was keeps its bits, of a type that float32 cannot hold, too.
-    same = {name for name, new_part in (("weight", weight), ("bias", bias)) if torch.equal(new_part, base[name])}
+    other = {"weight": not torch.equal(weight, base["weight"]), "bias": not torch.equal(bias, base["bias"])}
     if base.metadata.notes.get("single_output") == "true":
         weight, bias = artifacts.one_output(weight, bias)
-    parts = {"weight": weight, "bias": bias}
-    changes = {f"{head_name}.{name}": part for name, part in parts.items() if name not in same}
+    repaired = {"weight": weight, "bias": bias}
+    changes = {f"{head_name}.{name}": part for name, part in repaired.items() if other[name]}
     # A head on its own is written with a bias all the same.
     whole = classifier.checkpoint is not None or onnx
-    if whole and "bias" not in same and f"{head_name}.bias" not in classifier.network.state_dict():
+    if whole and other["bias"] and f"{head_name}.bias" not in classifier.network.state_dict():
         raise BadModel(
             f"its head '{head_name}' has no bias, and the repaired one needs one",
             where=classifier.name,
@@ -90,7 +90,7 @@ def run(
         raise Mismatch("the metrics are those of another head", where=metrics, do="run `nsf evaluate` again")
     kept_because = new.metadata.notes.get("kept_because") or None
     with outputs(head, update, metrics) as files:
-        form, written, changed = _write(files, opened, parts, changes, out)
+        form, written, changed = _write(files, opened, repaired, changes, out)
         if onnx:
             files.file(out / ONNX_FILE).write(_onnx(classifier, changes))
             written.append(ONNX_FILE)

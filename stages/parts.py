@@ -487,7 +487,8 @@ def _own_files(modules: Sequence[str]) -> set[str]:
         package = name.rpartition(".")[0]
         # Its package runs before it.
         waiting += [package, *_imported(file, name if Path(file).stem == "__init__" else package)]
-        waiting += [_module(value) for value in list(vars(sys.modules.get(name, object)).values())]
+        if (loaded := sys.modules.get(name)) is not None:
+            waiting += [_module(value) for value in list(vars(loaded).values())]
     return files
 
 

@@ -443,6 +443,20 @@ def test_the_parameters_are_no_output(command: str, output: str, refuse: Refuse)
     refuse(command, [f"--{output}", "other.yaml", "--params", "other.yaml"], "'other.yaml' holds the parameters")
 
 
+def test_that_a_file_may_not_be_read_is_told_by_who_reads_it(
+    nsf: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typer would look first, at outputs too, and end in a page of usage. (Root may read everything.)"""
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    for command in INPUTS:
+        # A second time: what it writes is there.
+        for _ in range(2):
+            done = nsf(command, "--params", "params.yaml")
+            assert done.code == 0, (command, done.stderr)
+    assert nsf("metrics").code == 0
+    assert nsf("init", "artifacts", "--features", "features/val.safetensors", "--head", "head.safetensors").code == 0
+
+
 @pytest.mark.parametrize("folder", [".", "", "artifacts"])
 def test_a_folder_is_no_artifact(folder: str, refuse: Refuse) -> None:
     refuse("identify", ["--features", folder], "is a folder, and the features artifact is a file")
