@@ -158,7 +158,9 @@ def _by_groups(
         )  # fmt: skip
         if base is not None:
             known = calibration(drawn.features, drawn.labels, base, classes=classes, scaling=new.scaling, seed=seed)
-        evidence = weigh(drawn.features, drawn.labels, drawn.nearest, new, base, known, classes=classes)
+        evidence = weigh(
+            drawn.features, drawn.labels, drawn.nearest, new, base, known, classes=classes, seed=seed, progress=progress
+        )  # fmt: skip
     if training is not None and base is not None:
         evidence = replace(evidence, lost=lost_in_training(*training, base, new, drawn.labels, progress=progress))
     if (verdict.bias == CANNOT_TELL or doubted(verdict)) and evidence.tells(verdict):

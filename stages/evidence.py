@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages import distributed
-from stages.identify import NOT_BIASED, Identified, Verdict, assess
+from stages.identify import LEAST_TO_TELL, NOT_BIASED, Identified, Verdict, assess
 from stages.logistic import Moments, balanced, folds, held_out
+from stages.mixture import Mixture
 from stages.passes import best, group_means, predict
 from stages.reliance import logits_of
 from stages.retraining import PENALTIES, Retrained, likelihood, worst_quarter
@@ -62,6 +63,10 @@ LEAST_UNUSED = 0.045
 # base head's errors: it mends what the minority is told by, be it that the split couples something that the model does not
 # use, or that it couples what the model leans on a little, and no more. The minority found is then the hard part of either.
 MENDED = 0.4
+# Of two classes, a new head trades one minority for another where it is so much less accurate than the base head on the
+# minority that its own errors lead to, and loses so many times as much there as it gains on the minority it was made for.
+BROKEN = 0.3
+TRADED = 1.5
 # What the base head's logits are tried times, so that their scale alone gains nothing.
 SCALES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3)
 # Samples that a class must have for its accuracy to count in *better* and *neglected*, and for heads that no pseudo-groups
@@ -105,6 +110,9 @@ class Evidence:
         given_up: whether the new head has fewer samples right than the base head, out of fold, of a class too small for
             *better*.
         wrong: class-balanced share of errors of the base head; None where *better* is.
+        raised: accuracy of the new head, out of fold, on the completed minority, less the base head's; None without either.
+        broken: of two classes, accuracy of the base head, less the new head's, out of fold, on the minority that the mixture
+            completes from the new head's errors; None without one of LEAST_TO_TELL samples.
     """
 
     mirror: float | None = None
@@ -121,6 +129,8 @@ class Evidence:
     given_up: bool = False
     neglected: float | None = None
     wrong: float | None = None
+    raised: float | None = None
+    broken: float | None = None
 
     def plainly_shared(self) -> bool:
         """Whether one class's minority tells where another's lies."""
@@ -156,6 +166,12 @@ class Evidence:
         if self.errors is None or self.unused is None or not self.wrong:
             return False
         return self.errors < TOO_SURE and self.unused >= MENDED * self.wrong
+
+    def trades(self) -> bool:
+        """Whether the new head loses more on samples that lie together than it gains on the minority it was made for."""
+        if self.broken is None or self.raised is None:
+            return False
+        return self.broken >= BROKEN and self.broken >= TRADED * self.raised
 
     def worse_in_training(self) -> bool:
         """Whether the new head leans on what goes with the class in the validation split, and not in the training split.
@@ -243,6 +259,11 @@ class Evidence:
             return "in the validation split an attribute goes with the class, and the model does not seem to use it"
         if self.mended():
             return "plain retraining alone mends the base head, so that the minority may be no spurious attribute's"
+        if self.trades():
+            return (
+                f"the new head breaks more than it mends (its accuracy is {self.broken or 0:.2f} lower on samples that its "
+                f"errors lead to, {self.raised or 0:.2f} higher on the minority)"
+            )
         return "the new head is worse at a class that has few validation samples" if self.given_up else None
 
 
@@ -265,17 +286,22 @@ def weigh(
     known: "Calibration | None" = None,
     *,
     classes: int,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Evidence:
     """The evidence for a repair, from the samples that it was made on, and what is known of the base head.
 
     Args:
         features, labels, nearest: (n, d), (n,) and (n,) int64, the class of the nearest centroid.
+        seed: of the folds by which the new head's errors are completed.
     """
+    import torch
+
     attributes = new.attributes
     minority = attributes != labels
     centroids = group_means(features, labels, classes)
     completed = assess(features, labels, Identified(centroids, attributes, minority))
-    recovered = gained = better = wrong = errors = unused = None
+    recovered = gained = better = wrong = errors = unused = raised = broken = None
     given_up = False
     if bool(minority.any()) and not bool(minority.all()):
         recovered = float(new.right[minority].double().mean() + new.right[~minority].double().mean()) - 1
@@ -283,6 +309,12 @@ def weigh(
         groups = labels * classes + attributes
         before = predict(features, *base) == labels
         gained = worst_quarter(new.right, groups) - worst_quarter(before, groups)
+        if recovered is not None:
+            raised = -_lost_on(minority, before, new.right)
+        if classes == 2 and bool((~new.right).any()):
+            mixture = Mixture.of(features, labels, classes, new.scaling, seed)
+            errs = mixture.settle(torch.where(new.right, labels, 1 - labels), progress)[0] != labels
+            broken = _lost_on(errs, before, new.right) if int(errs.sum()) >= LEAST_TO_TELL else None
         if few := too_few(labels, classes):
             given_up = any(int(new.right[labels == index].sum()) < int(before[labels == index].sum()) for index in few)
         else:
@@ -304,7 +336,14 @@ def weigh(
         found=int((nearest != labels).sum()),
         samples=len(labels),
         given_up=given_up,
+        raised=raised,
+        broken=broken,
     )
+
+
+def _lost_on(members: "Tensor", before: "Tensor", now: "Tensor") -> float:
+    """The accuracy that is lost on these samples (n,) between two of what is right (n,), bool each."""
+    return float(before[members].double().mean() - now[members].double().mean())
 
 
 def lost_in_training(

@@ -241,6 +241,8 @@ def _numbers(evidence: Evidence) -> dict[str, float | None]:
         "errors": evidence.errors,
         "unused": evidence.unused,
         "lost": evidence.lost,
+        "raised": evidence.raised,
+        "broken": evidence.broken,
         "neglected": evidence.neglected,
     }
     return {name: None if value is None else round(value, 6) for name, value in measures.items()}

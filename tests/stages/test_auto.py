@@ -303,6 +303,25 @@ def test_a_base_head_that_is_far_too_sure_is_heard_against_not_biased(
             assert repair(features, labels, base).kept == "the verdict is 'not biased'"
 
 
+def test_a_groups_head_that_breaks_more_than_it_mends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels, _ = soft(3000, bias=0.9, seed=0)
+    base = biased_head()
+    done = repair(features, labels, base)
+    assert done.kept is None and done.evidence is not None
+    broken, raised = done.evidence.broken, done.evidence.raised
+    assert broken is not None and raised is not None and raised > 0.3 and not done.evidence.trades()
+    monkeypatch.setattr(evidence, "BROKEN", broken)
+    monkeypatch.setattr(evidence, "TRADED", broken / raised - 0.01)
+    # What else there is to do of such a base head is looked at as after any refusal.
+    again = repair(features, labels, base)
+    assert again.evidence == done.evidence and again.remedy == PLAIN
+    assert again.refused == (
+        f"the new head breaks more than it mends (its accuracy is {broken:.2f} lower on samples that its errors lead to, "
+        f"{raised:.2f} higher on the minority)"
+    )
+    assert repair(features, labels, base, force=True).doubt == again.refused
+
+
 def test_drawn_samples_keep_their_names() -> None:
     """Others get what the classifiers of all folds say of them together."""
     features, labels, _ = spurious(40)

@@ -227,6 +227,67 @@ def test_what_plain_retraining_mends_needs_no_minority(changed: dict[str, float 
     assert (against is None) is not kept
 
 
+def with_a_second(samples: int = 2000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features (n, 40), labels, and two attributes, each as loud as the other and the class's own in nine of ten."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(samples) % 2
+    first, second = (
+        torch.where(torch.rand(samples, generator=generator) < 0.9, labels, 1 - labels) for _ in range(2)
+    )  # fmt: skip
+    features = torch.randn(samples, WIDTH, generator=generator)
+    for at, value, how in ((0, first, 5.0), (10, labels, 1.5), (20, second, 5.0)):
+        features[torch.arange(samples), at + value] += how
+    return features, labels, first, second
+
+
+def test_what_a_new_head_breaks_is_told_by_what_its_errors_lead_to() -> None:
+    """Freed of the first attribute, it leans on the second: a base head that did not use that was better."""
+    features, labels, first, second = with_a_second()
+    new = group_balanced(features, labels, first, classes=2, scaling=moments(features))
+    minority, other = first != labels, second != labels
+    weight = torch.zeros(2, WIDTH)
+    for index in (0, 1):
+        weight[index, index], weight[index, 10 + index] = 0.2, 1.0
+    base = weight, torch.zeros(2)
+    before = predict(features, *base) == labels
+    evidence = weigh(features, labels, labels, new, base, classes=2)
+
+    def changed(members: torch.Tensor) -> float:
+        return float(new.right[members].double().mean() - before[members].double().mean())
+
+    assert evidence.raised == pytest.approx(changed(minority)) and evidence.raised > 0
+    assert evidence.broken == pytest.approx(-changed(other), abs=0.05) and evidence.trades()
+    # A base head that leans on the second, too: there is less to break.
+    weight[0, 20] = weight[1, 21] = 1.0
+    biased = weigh(features, labels, labels, new, (weight, torch.zeros(2)), classes=2)
+    assert biased.broken is not None and biased.broken < 0 and not biased.trades()
+    assert weigh(features, labels, labels, new, None, classes=2).broken is None
+    # Nothing is wrong, or next to nothing.
+    assert weigh(features, labels, labels, replace(new, right=labels >= 0), base, classes=2).broken is None
+    few = replace(new, right=~(other & (torch.arange(2000) < 40)))
+    assert weigh(features[:200], labels[:200], labels[:200], replace(few, right=few.right[:200],
+                 readings=new.readings[:, :200]), base, classes=2).broken is None  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("broken", "raised", "trades"),
+    [
+        (0.3, 0.19, True),
+        (0.29, 0.1, False),
+        (0.6, 0.41, False),
+        (0.6, 0.39, True),
+        (0.3, -0.2, True),
+        (None, 0.1, False),
+        (0.5, None, False),
+    ],
+)
+def test_whether_a_new_head_breaks_more_than_it_mends(broken: float | None, raised: float | None, trades: bool) -> None:
+    """Whatever else speaks for it."""
+    evidence = Evidence(-0.9, 0.9, 0.5, 9.0, 0.3, broken=broken, raised=raised)
+    assert evidence.trades() is trades
+    assert ("breaks more than it mends" in (evidence.against(Verdict(BIASED, -0.9, [])) or "")) is trades
+
+
 @pytest.mark.parametrize(
     ("lost", "wrong", "worse"),
     [
