@@ -261,8 +261,8 @@ class Evidence:
             return "plain retraining alone mends the base head, so that the minority may be no spurious attribute's"
         if self.trades():
             return (
-                f"the new head breaks more than it mends (its accuracy is {self.broken or 0:.2f} lower on samples that its "
-                f"errors lead to, {self.raised or 0:.2f} higher on the minority)"
+                f"the new head breaks more than it mends (accuracy {-(self.broken or 0):+.2f} on samples that its errors "
+                f"lead to, {self.raised or 0:+.2f} on the minority)"
             )
         return "the new head is worse at a class that has few validation samples" if self.given_up else None
 
@@ -295,8 +295,6 @@ def weigh(
         features, labels, nearest: (n, d), (n,) and (n,) int64, the class of the nearest centroid.
         seed: of the folds by which the new head's errors are completed.
     """
-    import torch
-
     attributes = new.attributes
     minority = attributes != labels
     centroids = group_means(features, labels, classes)
@@ -311,10 +309,9 @@ def weigh(
         gained = worst_quarter(new.right, groups) - worst_quarter(before, groups)
         if recovered is not None:
             raised = -_lost_on(minority, before, new.right)
-        if classes == 2 and bool((~new.right).any()):
-            mixture = Mixture.of(features, labels, classes, new.scaling, seed)
-            errs = mixture.settle(torch.where(new.right, labels, 1 - labels), progress)[0] != labels
-            broken = _lost_on(errs, before, new.right) if int(errs.sum()) >= LEAST_TO_TELL else None
+        if classes == 2 and not bool(new.right.all()):
+            led_to = _led_to(features, labels, new, seed, progress)
+            broken = _lost_on(led_to, before, new.right) if int(led_to.sum()) >= LEAST_TO_TELL else None
         if few := too_few(labels, classes):
             given_up = any(int(new.right[labels == index].sum()) < int(before[labels == index].sum()) for index in few)
         else:
@@ -339,6 +336,15 @@ def weigh(
         raised=raised,
         broken=broken,
     )
+
+
+def _led_to(features: "Tensor", labels: "Tensor", new: Retrained, seed: int, progress: Progress) -> "Tensor":
+    """The samples (n,) bool, of two classes, that the mixture names otherwise when it starts from the new head's errors."""
+    import torch
+
+    mixture = Mixture.of(features, labels, 2, new.scaling, seed)
+    names, _ = mixture.settle(torch.where(new.right, labels, 1 - labels), progress)
+    return names != labels
 
 
 def _lost_on(members: "Tensor", before: "Tensor", now: "Tensor") -> float:

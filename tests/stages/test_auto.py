@@ -316,8 +316,8 @@ def test_a_groups_head_that_breaks_more_than_it_mends_is_refused(monkeypatch: py
     again = repair(features, labels, base)
     assert again.evidence == done.evidence and again.remedy == PLAIN
     assert again.refused == (
-        f"the new head breaks more than it mends (its accuracy is {broken:.2f} lower on samples that its errors lead to, "
-        f"{raised:.2f} higher on the minority)"
+        f"the new head breaks more than it mends (accuracy {-broken:+.2f} on samples that its errors lead to, "
+        f"{raised:+.2f} on the minority)"
     )
     assert repair(features, labels, base, force=True).doubt == again.refused
 
