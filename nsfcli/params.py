@@ -134,7 +134,7 @@ def _section(name: str, content: Any, given: Mapping[str, str], where: str, comm
     merged = {**(content or {}), **given}
     for key in merged:
         if not isinstance(key, str):
-            raise BadParameter(f"key {key!r} of section '{name}' is no text", where=where)
+            raise BadParameter(f"key {key!r} of section '{name}' is no text", where=where, do="put it in quotes")
     kinds = SECTIONS[name]
     kind = kinds[0]
     if len(kinds) > 1:
@@ -169,6 +169,8 @@ def _sentence(
         do = f"set it there or with {option_name(section, key, command)}"
         return BadParameter(f"lacks '{section}.{key}' ({kind.model_fields[key].description})", where=where, do=do)
     value = first["input"]
+    if first["loc"][-1] == "[key]":
+        return BadParameter(f"key {value!r} of {section}.{key} is no text", where=place, do="put it in quotes")
     allowed = _allowed(kind.model_json_schema()["properties"][key])
     near = get_close_matches(str(value), [str(choice) for choice in _choices(kind, key)], n=1)
     hint = f"; did you mean {near[0]}?" if near and near[0] != str(value) else ""

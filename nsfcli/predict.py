@@ -41,7 +41,7 @@ def predict(
 
     Reads the samples, the model and artifacts/update.safetensors.
     """
-    from stages.predict import run
+    from stages.predict import run, table_reader
 
     settings: Settings = ctx.obj
     sections = params.load("predict", overrides, settings.params)
@@ -65,6 +65,8 @@ def predict(
     samples = result["samples"]
     if result["empty_lines"]:
         settings.console.message(f"Empty lines are left out ({result['empty_lines']}).")
+    if text_column is not None and not any(map(table_reader, paths or [])):
+        settings.console.message("--text-column has no effect: no table is named.")
     table = Table("sample", "ERM", "probability", "NSF", "probability")
     for row in samples[:SHOWN]:
         name = row["sample"] if len(row["sample"]) <= 40 else f"{row['sample'][:37]}..."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages import distributed
-from stages.passes import as_numpy, blocks, chosen, compiled, pool
+from stages.passes import COLUMNS, as_numpy, blocks, chosen, compiled, pool
 from stages.rows import BLOCK_ROWS, Rows
 from stages.runtime import Progress, silent, threads
 
@@ -41,8 +41,6 @@ MANY_CLASSES = 32
 BEYOND = 1e12
 # A variance below this has been made of squares that float32 holds with few digits, or none.
 SMALLEST_SQUARE = 1e-30
-# Columns of a block that `moments` sums together.
-COLUMNS = 256
 
 
 @dataclass(frozen=True)

@@ -125,11 +125,8 @@ class Mixture:
         import torch
 
         centroids = group_means(features, labels, classes)
-        means = (centroids - scaling.mean) / scaling.deviation
-        # In place, as below: of wide features each block and each (d, d) counts.
-        around = (
-            (rows - scaling.mean).div_(scaling.deviation).sub_(means[members]) for rows, members in blocks(features, labels)
-        )
+        # In place, as below: of wide features each block and each (d, d) counts. The sign does not, for all are products.
+        around = (centroids[members].sub_(rows).div_(scaling.deviation) for rows, members in blocks(features, labels))
         if features.shape[1] >= WIDE * len(labels):
             return cls(features, labels, classes, scaling, seed, Wide.of(torch.cat(list(around))), centroids)
         covariance = torch.zeros(features.shape[1], features.shape[1], device=features.device)
@@ -148,7 +145,12 @@ class Mixture:
         """How near each sample is to the classes' centroids: less its distances, (n, C)."""
         import torch
 
-        return torch.cat([-torch.cdist(rows, self.centroids) for (rows,) in blocks(self.features)])
+        # As products, distances would take three times a block; and small results between large ones would keep the
+        # memory of those, freed or not.
+        result = torch.empty(len(self.labels), self.classes, device=self.features.device)
+        for rows, out in blocks(self.features, result):
+            torch.neg(torch.cdist(rows, self.centroids, compute_mode="donot_use_mm_for_euclid_dist"), out=out)
+        return result
 
     def settle(self, attributes: "Tensor", progress: Progress) -> tuple["Tensor", Naming]:
         """Rounds until names stay: the names (n,) and the last naming."""

@@ -25,6 +25,8 @@ KERNEL_VALUES = 1 << 22
 MANY = 64
 # Shares of threads begin at multiples of so many rows, as those of processes do at multiples of BLOCK_ROWS: `kernels.CHUNK`.
 UNIT = 256
+# Columns of a block that are summed together, where that takes a float64 copy of them.
+COLUMNS = 256
 # Groups beyond which one-hot rows would be larger than the features.
 MANY_GROUPS = 256
 
@@ -136,15 +138,21 @@ def group_sums(
     columns = (groups,) if weights is None else (groups, weights)
     for rows, members, *times in blocks(features, *columns, what="means", progress=progress):
         inside = members >= 0
-        own, wide = members[inside], rows[inside].to(torch.float64)
-        for each in times:
-            wide *= each[inside].unsqueeze(1)
+        if not bool(inside.all()):
+            rows, members, times = rows[inside], members[inside], [each[inside] for each in times]
         if count > MANY_GROUPS:
+            wide = rows.to(torch.float64)
+            for each in times:
+                wide *= each.unsqueeze(1)
             # On CUDA this is deterministic where `runtime.reproducible` asks for it, and slow.
-            sums.index_add_(0, own, wide)
+            sums.index_add_(0, members, wide)
         else:
             # A product with one-hot rows is deterministic everywhere, and fast.
-            sums += torch.nn.functional.one_hot(own, count).T.to(torch.float64) @ wide
+            shares = torch.nn.functional.one_hot(members, count).T.to(torch.float64)
+            for each in times:
+                shares *= each
+            for part, own in zip(torch.split(rows, COLUMNS, dim=1), torch.split(sums, COLUMNS, dim=1), strict=True):
+                own += shares @ part.to(torch.float64)
     return distributed.summed(sums)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from stages import artifacts, models
 from stages.data import Split, is_utf8, open_image, unreadable_file
 from stages.data.folder import SUFFIXES
-from stages.data.table import ROWS
+from stages.data.table import ROWS, Reader
 from stages.encoding import compute_dtype, cut, encoded, head_tensors
 from stages.errors import BadData, Mismatch, MissingFile
 from stages.loading import attended
@@ -123,6 +123,11 @@ def _table(
         yield [row["sample"], row["base"], row["nsf"], *shares]
 
 
+def table_reader(path: Path) -> Reader | None:
+    """What reads a file of this name as a table; None where it is none."""
+    return TABLES.get(Path(path.name.removesuffix(".gz")).suffix)
+
+
 def _images(paths: Sequence[Path]) -> bool:
     return any(path.is_dir() or path.suffix.lower() in SUFFIXES for path in paths)
 
@@ -168,7 +173,7 @@ def _texts(
             raise BadData("is a folder, and the model takes texts", where=path, do="name files of texts, or use --text")
         if not path.is_file():
             raise MissingFile("there is no such file", where=path, do="name files of texts, or use --text")
-        reader = TABLES.get(Path(path.name.removesuffix(".gz")).suffix)
+        reader = table_reader(path)
         if path.suffix != ".txt" and reader is None:
             raise BadData(f"is no .txt, {', '.join(TABLES)} file, and the model takes texts", where=path)
         if reader is None:

@@ -22,12 +22,15 @@ def logits_of(features: "Tensor", head: "tuple[Tensor, Tensor]") -> "Tensor":
     """Of a head (C, d), (C,) on features (n, d): (n, C) float64."""
     import torch
 
-    logits = torch.cat([rows @ head[0].T + head[1] for (rows,) in blocks(features)]).double()
-    if bool(torch.isfinite(logits).all()):
-        return logits
-    # Beyond float32.
-    weight, bias = head[0].double(), head[1].double()
-    return torch.cat([rows.double() @ weight.T + bias for (rows,) in blocks(features)])
+    weight, bias = head
+    result = torch.empty(len(features), len(bias), dtype=torch.float64, device=features.device)
+    for rows, out in blocks(features, result):
+        out.copy_(rows @ weight.T + bias)
+    if not bool(torch.isfinite(result).all()):
+        # Beyond float32.
+        for rows, out in blocks(features, result):
+            out.copy_(rows.double() @ weight.double().T + bias.double())
+    return result
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,13 @@ MISTAKES = {
     "a key given twice": ("eliminate:\n  steps: 1\n  steps: 2\n", "line 3", "duplicate key", "steps"),
     "two documents": ("eliminate: {}\n---\nupdate: {}\n", "not valid YAML", "line 2"),
     "a Python object": ("eliminate: !!python/object:os.system x", "not valid YAML", "line 1"),
+    "a key that is no text": ("eliminate: {3: 4}", "key 3 of section 'eliminate' is no text", "put it in quotes"),
+    "a key of an option that is no text": (
+        "model: {source: callable, function: 'a:b', options: {3: 4}}",
+        "key 3 of model.options is no text",
+        "put it in quotes",
+    ),
+    "a format that is a list": ("data: {format: [folder], root: x}", "data.format is ['folder']"),
     "a section that is a number": ("eliminate: 3", "'eliminate'", "3", "indent its keys"),
     "a section that is a list": ("eliminate: [steps, 3]", "'eliminate'", "indent its keys"),
     "a file that is a list": ("- steps\n", "holds no sections", "data, model, train"),
@@ -225,11 +232,6 @@ MISTAKES = {
 def test_a_mistake_names_file_key_and_what_is_allowed(mistake: str) -> None:
     text, *words = MISTAKES[mistake]
     refuse("eliminate", text, "params.yaml", *map(str, words))
-
-
-@pytest.mark.parametrize("text", ["eliminate: {3: 4}", "data: {format: [folder], root: x}"])
-def test_a_key_that_is_no_text_and_a_format_that_is_a_list(text: str) -> None:
-    refuse("eliminate", text, "params.yaml", text.split(":")[0])
 
 
 def test_a_named_file_is_missing() -> None:

@@ -408,10 +408,14 @@ def test_predict_texts(pretrained: Pretrained, reviews: Path, nsf: Nsf) -> None:
     done = nsf("predict", "new.txt", "--text", "happy", "--json")
     assert [row["sample"] for row in done.json["samples"]] == ["happy", "a good\u2028film", "very bad"]
     assert done.json["empty_lines"] == 1 and "Empty lines are left out (1)." in done.stderr
+    without = "--text-column has no effect: no table is named."
+    assert without in nsf("predict", "new.txt", "--text-column", "body").stderr and without not in done.stderr
     assert_one_sentence(nsf("predict", "--text", " "), "option --text: is empty")
     assert {row["nsf"] for row in done.json["samples"]} <= {"NEG", "POS"}
+    of_table = nsf("predict", "reviews.csv", "new.txt", "--text-column", "text", "--json")
+    assert without not in of_table.stderr
     rows = nsf("predict", "reviews.csv", "--json").json["samples"]
-    assert len(rows) == 160
+    assert len(rows) == 160 and of_table.json["samples"][:160] == rows
     pd.read_csv("reviews.csv").to_parquet("reviews.parquet")
     assert nsf("predict", "reviews.parquet", "--json").json["samples"] == rows
     Path("reviews.xlsx").touch()
