@@ -25,11 +25,12 @@ TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @pytest.fixture
 def loops(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Whether passes take the compiled loops, whatever the size, in two threads."""
+    """Whether passes take the compiled loops, whatever the size, in two threads; columns are many, however few."""
 
     def choose(take: bool) -> None:
         monkeypatch.setattr(passes, "KERNEL_VALUES", 0 if take else 1 << 62)
         monkeypatch.setattr(passes, "threads", lambda: 2)
+        monkeypatch.setattr(passes, "COLUMNS", 16)
 
     return choose
 
@@ -60,6 +61,7 @@ def test_compiled_loops_agree_with_blocks(loops: Callable[[bool], None], dtype: 
     generator = torch.Generator().manual_seed(1)
     heads = [(torch.randn(5, 37, generator=generator), torch.randn(5, generator=generator)) for _ in range(2)]
     centers = torch.randn(5, 37, generator=generator)
+    weights = torch.rand(len(labels), generator=generator, dtype=torch.float64)
     found = []
     for take in (False, True):
         loops(take)
@@ -68,8 +70,9 @@ def test_compiled_loops_agree_with_blocks(loops: Callable[[bool], None], dtype: 
         sums = group_sums(given, groups, 5)
         expected = torch.stack([exact[groups == group].sum(dim=0) for group in range(5)])
         torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-3)
-        halved = group_sums(given, groups, 5, weights=torch.full((len(labels),), 0.5, dtype=torch.float64))
-        torch.testing.assert_close(halved, expected / 2, rtol=1e-5, atol=1e-3)
+        weighted = group_sums(given, groups, 5, weights=weights)
+        expected = torch.stack([weights[groups == group] @ exact[groups == group] for group in range(5)])
+        torch.testing.assert_close(weighted, expected, rtol=1e-5, atol=1e-3)
         torch.testing.assert_close(group_means(given, labels, 5)[4], exact[labels == 4].mean(dim=0).float())
         for classes, (weight, bias) in zip(best(given, heads, what=""), heads, strict=True):
             assert torch.equal(classes, (exact @ weight.double().T + bias).argmax(dim=1))
